@@ -1,0 +1,1 @@
+"""Flax classifiers that return ``(logits, {stage: activation})``, and their weight files."""

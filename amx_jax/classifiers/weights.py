@@ -1,0 +1,128 @@
+"""From the arrays of a weight file to the parameters of a Flax module, checked on both sides.
+
+A table of :class:`Rule` says which source arrays make each target parameter. Nothing is guessed:
+a source nobody uses, a target nobody fills and a wrong shape are all errors, reported together.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from amx_jax.errors import WeightsError
+
+Path = tuple[str | int, ...]
+# PyTorch's count of training batches: no part of inference.
+UNUSED_SOURCES = re.compile(r"(^|\.)num_batches_tracked$")
+
+
+class Rule(NamedTuple):
+    """One target parameter, the source arrays it is made of, and how."""
+
+    target: Path
+    sources: tuple[str, ...]
+    transform: Callable[..., np.ndarray]
+
+
+def fold_conv(target: Path, conv: str, norm: str, epsilon: float) -> Iterator[Rule]:
+    """Rules for a bias-free PyTorch convolution followed by batch norm: γ(Wx − μ)/√(σ² + ε) + β."""
+    yield from _fold(target, conv, norm, epsilon, lambda weight: weight.transpose(2, 3, 1, 0))
+
+
+def fold_depthwise(target: Path, conv: str, norm: str, epsilon: float) -> Iterator[Rule]:
+    """The same for a depthwise convolution, PyTorch ``(C, 1, k, k)`` to ``(k, k, C)``."""
+    yield from _fold(target, conv, norm, epsilon, lambda weight: weight[:, 0].transpose(1, 2, 0))
+
+
+def _fold(target: Path, conv: str, norm: str, epsilon: float, layout) -> Iterator[Rule]:
+    def kernel(weight, gamma, variance):
+        # float64: the fold must not add rounding of its own
+        scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+        return layout(weight * scale[:, None, None, None])
+
+    def bias(gamma, beta, mean, variance):
+        return beta - mean * gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+
+    gamma, beta = f"{norm}.weight", f"{norm}.bias"
+    mean, variance = f"{norm}.running_mean", f"{norm}.running_var"
+    yield Rule((*target, "kernel"), (f"{conv}.weight", gamma, variance), kernel)
+    yield Rule((*target, "bias"), (gamma, beta, mean, variance), bias)
+
+
+def linear_kernel(weight: np.ndarray) -> np.ndarray:
+    """PyTorch ``(out, in)`` to ``(in, out)``."""
+    return weight.T
+
+
+def linear_bias(bias: np.ndarray) -> np.ndarray:
+    """Unchanged."""
+    return bias
+
+
+def fill(
+    module: nnx.Module, arrays: Mapping[str, np.ndarray], rules: Iterable[Rule], origin: str
+) -> nnx.State:
+    """Parameters for ``module`` made from ``arrays`` by ``rules``.
+
+    Args:
+        module: gives the targets and their shapes; may be abstract (``nnx.eval_shape``).
+        arrays: the weight file's arrays by name.
+        rules: one for every parameter of the module.
+        origin: the file, for error messages.
+
+    Returns:
+        The module's ``nnx.Param`` state, float32.
+
+    Raises:
+        WeightsError: naming every source that is missing or unused, every target that is unfilled,
+            and every shape that differs.
+    """
+    state = nnx.state(module, nnx.Param)
+    targets: dict[Path, Any] = dict(nnx.to_flat_state(state))
+    problems, used, filled = [], set(), {}
+    for rule in rules:
+        missing = [name for name in rule.sources if name not in arrays]
+        used.update(rule.sources)
+        if rule.target not in targets:
+            problems.append(f"the model has no parameter {_dotted(rule.target)}")
+            continue
+        if missing:
+            problems += [f"no array {name!r} in the file" for name in missing]
+            filled[rule.target] = None
+            continue
+        expected = targets[rule.target].shape
+        try:
+            value = rule.transform(*(arrays[name] for name in rule.sources))
+            found = value.shape
+        except (ValueError, IndexError):  # arrays of a rank or size the layout does not have
+            value, found = None, " and ".join(str(arrays[name].shape) for name in rule.sources)
+        if value is not None and found == expected:
+            filled[rule.target] = jnp.asarray(value, jnp.float32)
+        else:
+            filled[rule.target] = None
+            problems.append(
+                f"{' + '.join(rule.sources)}: found shape {found}, expected {expected} "
+                f"for {_dotted(rule.target)}"
+            )
+    problems += [f"parameter {_dotted(path)} is not filled" for path in targets if path not in filled]
+    problems += [
+        f"array {name!r} in the file is not used"
+        for name in arrays
+        if name not in used and not UNUSED_SOURCES.search(name)
+    ]
+    not_finite = [_dotted(p) for p, v in filled.items() if v is not None and not np.isfinite(v).all()]
+    problems += [f"parameter {name} has values that are not finite" for name in not_finite]
+    if problems:
+        unique = list(dict.fromkeys(problems))
+        raise WeightsError(
+            f"{origin}: the weights do not fit the model ({len(unique)} problems): "
+            + "; ".join(unique)
+        )
+    return nnx.from_flat_state([(path, targets[path].replace(filled[path])) for path in targets])
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(map(str, path))
