@@ -1,0 +1,229 @@
+"""Results out: one folder of pictures and numbers per photo, and one index of them all.
+
+The contract: ``<folder>/<stem>/<name>.png``, ``<folder>/<stem>/explanation.json`` and
+``<folder>/explanations.json``. Every file appears by a rename, so none is ever half-written.
+Knows nothing of what the pictures show or the numbers mean.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from amx_jax.errors import OutputError
+
+EXPLANATION = "explanation.json"
+EXPLANATIONS = "explanations.json"
+
+
+def one_line(path: str | Path) -> str:
+    r"""A path as a one-line message shows it: escaped where it would break the line.
+
+    Examples:
+        >>> one_line("photos/cat.png"), one_line("two\nlines.png")
+        ('photos/cat.png', "'two\\nlines.png'")
+    """
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def check_output(folder: str | Path) -> Path:
+    """Make the output folder and make sure, before any work is done, that it takes files.
+
+    Args:
+        folder: where results shall go; it and its parents are made if missing.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: it is a file, lies below one, or refuses a new file.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Only an attempt tells: permission bits do not bind root, nor describe a read-only mount.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        for path in (folder, *folder.parents):
+            if os.path.lexists(path) and not path.is_dir():
+                raise OutputError(
+                    f"{one_line(path)}: found a file, expected a folder for the results; "
+                    "choose another output folder"
+                ) from error
+        raise _refused(folder, error) from error
+    return folder
+
+
+def write_explanation(
+    folder: str | Path, stem: str, pictures: Mapping[str, np.ndarray], record: Mapping[str, Any]
+) -> Path:
+    """Write the result of one photo as a whole or not at all.
+
+    Everything is first written to a hidden temporary folder beside the target. A new result then
+    appears by one rename. An older result is replaced file by file, ``explanation.json`` last, so
+    that a crash leaves each file either old or new and the record never ahead of its pictures;
+    files of other names in that folder are left alone.
+
+    Args:
+        folder: the output folder.
+        stem: name of the result's folder, as ``unique_stems`` makes it.
+        pictures: uint8 ``(H, W)`` or ``(H, W, 3)`` by name; each becomes ``<name>.png``.
+        record: what ``explanation.json`` holds; numbers that are not finite become null.
+
+    Returns:
+        The result's folder.
+
+    Raises:
+        OutputError: the files cannot be written, as on a full disk, or ``stem`` or a picture's name
+            is not a plain file name.
+        ValueError: a picture of another type or shape.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mask = np.zeros((2, 2), np.uint8)
+        ...     target = write_explanation(folder, "cat", {"mask": mask}, {"area": 0.0})
+        ...     target.name, sorted(file.name for file in target.iterdir())
+        ('cat', ['explanation.json', 'mask.png'])
+    """
+    target = Path(folder, stem)
+    for name in (stem, *pictures):
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise OutputError(f"{name!r}: expected the plain name of a file or folder, no path")
+    for name, picture in pictures.items():
+        gray_or_rgb = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
+        if picture.dtype != np.uint8 or not gray_or_rgb:
+            raise ValueError(
+                f"picture {name!r} is {picture.dtype} {picture.shape}, "
+                "expected uint8 (H, W) or (H, W, 3)"
+            )
+    text = _to_json(record)
+    # Not tempfile.mkdtemp: its folders are closed to everyone but their owner, and stay so.
+    temporary = Path(folder, f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for name, picture in pictures.items():
+            Image.fromarray(picture).save(temporary / f"{name}.png")
+        (temporary / EXPLANATION).write_bytes(text)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            for name in (*(f"{name}.png" for name in pictures), EXPLANATION):
+                os.replace(temporary / name, target / name)
+    except OSError as error:
+        raise _refused(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def write_index(folder: str | Path, records: Sequence[Mapping[str, Any]]) -> Path:
+    """Write all records to ``explanations.json``, replacing an older one in one step.
+
+    Args:
+        folder: the output folder.
+        records: as given to :func:`write_explanation`, in the order they shall have.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: the file cannot be written.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(write_index(folder, [{"p": float("nan")}]).read_text(), end="")
+        [
+          {
+            "p": null
+          }
+        ]
+    """
+    path = Path(folder, EXPLANATIONS)
+    text = _to_json(list(records))
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            temporary.write_bytes(text)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(path, error) from error
+    return path
+
+
+def read_explanations(folder: str | Path) -> list[dict[str, Any]]:
+    """The records that :func:`write_index` wrote.
+
+    Args:
+        folder: the output folder.
+
+    Returns:
+        The records in their order.
+
+    Raises:
+        OutputError: ``explanations.json`` is missing, unreadable or damaged.
+    """
+    path = Path(folder, EXPLANATIONS)
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{one_line(path)}: does not exist; give the output folder of a finished run"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"{one_line(path)}: cannot be read: {error.strerror or error}; "
+            "give the output folder of a finished run"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise OutputError(
+            f"{one_line(path)}: found damaged JSON ({error}), expected a list of records; "
+            "run the explanation again"
+        ) from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise OutputError(
+            f"{one_line(path)}: found other JSON, expected a list of records; run the explanation again"
+        )
+    return records
+
+
+def _to_json(value: Any) -> bytes:
+    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    # A file name that is not UTF-8 reaches us with lone surrogates; Python's escape of one is
+    # JSON's as well, and reads back as the same name.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types: arrays as lists, paths as text, not-finite numbers as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # arrays and scalars of NumPy and of JAX
+        return _plain(value.tolist())
+    return value
+
+
+def _refused(path: Path, error: OSError | ValueError) -> OutputError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return OutputError(
+        f"{one_line(path)}: cannot be written: {reason}; make room or choose another output folder"
+    )
