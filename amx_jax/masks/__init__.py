@@ -1,0 +1,1 @@
+"""Mask generators, hardening, and putting image and mask together."""
