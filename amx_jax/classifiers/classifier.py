@@ -1,6 +1,6 @@
 """What an explainer needs of a classifier: a pure function, its constants, and its input's meaning."""
 
-import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from amx_jax.errors import UnknownNameError
+from amx_jax.errors import UnknownNameError, nearest
 
 Params = Any
 Apply = Callable[[Params, Array], tuple[Array, dict[str, Array]]]
@@ -88,12 +88,11 @@ class Classifier:
             UnknownNameError: no such class, or several of that name; names what would fit.
         """
         text = str(target).strip()
-        if text.lstrip("-").isdigit():
+        if re.fullmatch(r"-?\d{1,18}", text):
             index = int(text)
             if not 0 <= index < len(self.labels):
                 raise UnknownNameError(
-                    f"class {index} does not exist: {self.name} has classes 0 to "
-                    f"{len(self.labels) - 1}"
+                    f"class {index} does not exist: {self.name} has classes 0 to {len(self.labels) - 1}"
                 )
             return index
         found = [i for i, label in enumerate(self.labels) if label.lower() == text.lower()]
@@ -104,17 +103,3 @@ class Classifier:
                 f"class {text!r} is ambiguous: give one of the indices {', '.join(map(str, found))}"
             )
         raise UnknownNameError(f"no class {text!r} in {self.name}{nearest(text, self.labels)}")
-
-
-def nearest(text: str, names) -> str:
-    """The end of an error message that offers the names most like ``text``.
-
-    Examples:
-        >>> nearest("beegle", ["beagle", "tractor"])
-        '; nearest: beagle'
-    """
-    by_lower = {name.lower(): name for name in names}
-    text = text.lower()
-    parts = [name for name in by_lower if text in name][:5]
-    close = parts or difflib.get_close_matches(text, by_lower, n=5, cutoff=0.5)
-    return f"; nearest: {', '.join(by_lower[name] for name in close)}" if close else ""

@@ -101,7 +101,8 @@ def _shift_and_add_input_gradient(
     """Gradient of the depthwise convolution in its input, itself a shift-and-add."""
     side, _, _ = kernel.shape
     if stride > 1:  # put the gradient back on the input's grid, zeros in between
-        gradient = jax.lax.pad(gradient, 0.0, ((0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0)))
+        zero = jnp.zeros((), gradient.dtype)
+        gradient = jax.lax.pad(gradient, zero, ((0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0)))
     padding = []
     for size, length in zip(shape[:2], gradient.shape[:2], strict=True):
         before = same_padding(size, side, stride)[0]

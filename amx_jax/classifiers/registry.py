@@ -10,10 +10,10 @@ from pathlib import Path
 from flax import nnx
 
 from amx_jax.classifiers import efficientnet_lite
-from amx_jax.classifiers.classifier import Classifier, Preprocess, nearest
+from amx_jax.classifiers.classifier import Classifier, Preprocess
 from amx_jax.classifiers.torch_pickle import read_state_dict
 from amx_jax.classifiers.weights import fill
-from amx_jax.errors import UnknownNameError, WeightsError
+from amx_jax.errors import UnknownNameError, WeightsError, nearest, one_line
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def load_classifier(name: str = "efficientnet_lite0", weights: str | Path | None
     Examples:
         >>> classifier = load_classifier("efficientnet_lite0")
         >>> classifier.preprocess.size, classifier.labels[207]
-        (224, 'golden retriever')
+        (224, 'Golden Retriever')
     """
     if name not in CLASSIFIERS:
         raise UnknownNameError(
@@ -88,7 +88,7 @@ def load_classifier(name: str = "efficientnet_lite0", weights: str | Path | None
     variant = efficientnet_lite.VARIANTS[name]
     module = nnx.eval_shape(lambda: efficientnet_lite.EfficientNetLite(variant))
     rules = efficientnet_lite.state_dict_rules(variant)
-    params = fill(module, read_state_dict(path), rules, origin=str(path))
+    params = fill(module, read_state_dict(path), rules, origin=one_line(str(path)))
     graph, _ = nnx.split(module)
 
     def apply(params, image):

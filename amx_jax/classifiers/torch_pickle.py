@@ -4,14 +4,15 @@ A pickle is a program. This reader admits only the few globals a dictionary of t
 refuses any other by name, before anything of it is called.
 """
 
+import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from amx_jax.errors import WeightsError
+from amx_jax.errors import WeightsError, one_line
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -36,22 +37,27 @@ class _Storage:
         self.values: np.ndarray | None = None
 
 
-class _Tensor:
-    """A strided view of a storage, resolved once the storages have been read."""
+class _Tensor(NamedTuple):
+    """A strided view of a storage, resolved once the storages have been read.
 
-    def __init__(self, storage: _Storage, offset: int, size: tuple, stride: tuple):
-        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
+    A named tuple because a pickle may set attributes of what it has built, methods included.
+    """
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
     def array(self) -> np.ndarray:
         values = self.storage.values
         geometry = (self.offset, *self.size, *self.stride)
         if values is None or not all(isinstance(n, int) and n >= 0 for n in geometry):
             raise ValueError("a tensor without a valid storage, size or stride")
-        last = self.offset + sum(
-            (n - 1) * s for n, s in zip(self.size, self.stride, strict=True)
-        )
+        last = self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
         if 0 not in self.size and last >= values.size:
             raise ValueError("a tensor reaches beyond its storage")
+        if math.prod(self.size) > values.size:  # stride 0: a small file could fill the memory
+            raise ValueError("a tensor has more elements than its storage")
         view = np.lib.stride_tricks.as_strided(
             values[self.offset :],
             self.size,
@@ -59,12 +65,6 @@ class _Tensor:
             writeable=False,
         )
         return view.copy()
-
-
-def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
-    if not isinstance(storage, _Storage):
-        raise ValueError("a tensor whose storage is not a storage")
-    return _Tensor(storage, offset, size, stride)
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -76,11 +76,22 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if module == "torch" and name in ELEMENT_TYPES:
-            return np.dtype(ELEMENT_TYPES[name])
+            # A new function each time: what the pickle may do to it must not outlive the file.
+            def rebuild_tensor(storage, offset, size, stride, *_rest):
+                if not isinstance(storage, _Storage):
+                    raise ValueError("a tensor whose storage is not a storage")
+                return _Tensor(storage, offset, size, stride)
+
+            return rebuild_tensor
+        asked = one_line(f"{module}.{name}")
+        if module == "torch" and name.endswith("Storage"):
+            if name in ELEMENT_TYPES:
+                return np.dtype(ELEMENT_TYPES[name])
+            raise WeightsError(
+                f"found tensors of type {asked}, expected one of {', '.join(ELEMENT_TYPES)}"
+            )
         raise WeightsError(
-            f"refused: the pickle asks for {module}.{name}, which a dictionary of tensors does not "
+            f"refused: the pickle asks for {asked}, which a dictionary of tensors does not "
             "need and which could run code"
         )
 
@@ -105,18 +116,19 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             anything but tensors (the refused global is named).
     """
     path = Path(path)
+    shown = one_line(str(path))
     try:
         with path.open("rb") as file:
             state = _read(file, path.stat().st_size)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise WeightsError(f"{shown}: cannot be read: {error.strerror or error}") from error
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{shown}: {error}") from error
     # Unpickling a damaged file can raise nearly anything; each means the same to the caller.
     except Exception as error:
         raise WeightsError(
-            f"{path}: not a readable PyTorch weight file (legacy pickle format): it is truncated, "
-            f"damaged or of another kind ({type(error).__name__}: {error})"
+            f"{shown}: not a readable PyTorch weight file (legacy pickle format): it is truncated, "
+            f"damaged or of another kind ({type(error).__name__}: {one_line(str(error))})"
         ) from error
     return state
 
@@ -128,7 +140,10 @@ def _read(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
         return _RestrictedUnpickler(file, storages).load()
 
     if file.read(4) == b"PK\x03\x04":
-        raise ValueError("a zip archive, the newer PyTorch format")
+        raise WeightsError(
+            "found a zip archive, PyTorch's newer format; expected the legacy one, which "
+            "torch.save(..., _use_new_zipfile_serialization=False) writes"
+        )
     file.seek(0)
     if load() != MAGIC or load() != PROTOCOL:
         raise ValueError("the magic number or protocol differs")
@@ -141,7 +156,7 @@ def _read(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
         length = int.from_bytes(file.read(8), "little")
         count = length * storage.dtype.itemsize
         if length != storage.length or file.tell() + count > size:
-            raise ValueError(f"storage {key} is cut short")
+            raise ValueError(f"storage {key!r} is cut short")
         storage.values = np.frombuffer(file.read(count), storage.dtype)
     strangers = [name for name, value in tensors.items() if not isinstance(value, _Tensor)]
     if strangers:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from amx_jax.errors import WeightsError
 
@@ -34,22 +35,30 @@ def fold_conv(target: Path, conv: str, norm: str, epsilon: float) -> Iterator[Ru
 
 def fold_depthwise(target: Path, conv: str, norm: str, epsilon: float) -> Iterator[Rule]:
     """The same for a depthwise convolution, PyTorch ``(C, 1, k, k)`` to ``(k, k, C)``."""
-    yield from _fold(target, conv, norm, epsilon, lambda weight: weight[:, 0].transpose(1, 2, 0))
+    yield from _fold(target, conv, norm, epsilon, lambda weight: weight.squeeze(1).transpose(1, 2, 0))
 
 
 def _fold(target: Path, conv: str, norm: str, epsilon: float, layout) -> Iterator[Rule]:
     def kernel(weight, gamma, variance):
+        _same_length(weight[:, 0, 0, 0], gamma, variance)
         # float64: the fold must not add rounding of its own
         scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
         return layout(weight * scale[:, None, None, None])
 
     def bias(gamma, beta, mean, variance):
+        _same_length(gamma, beta, mean, variance)
         return beta - mean * gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
 
     gamma, beta = f"{norm}.weight", f"{norm}.bias"
     mean, variance = f"{norm}.running_mean", f"{norm}.running_var"
     yield Rule((*target, "kernel"), (f"{conv}.weight", gamma, variance), kernel)
     yield Rule((*target, "bias"), (gamma, beta, mean, variance), bias)
+
+
+def _same_length(*vectors: np.ndarray) -> None:
+    """Refuse what NumPy would broadcast: one statistic is not the statistics of all channels."""
+    if len({vector.shape for vector in vectors}) > 1 or vectors[0].ndim != 1:
+        raise ValueError("shapes differ")
 
 
 def linear_kernel(weight: np.ndarray) -> np.ndarray:
@@ -81,45 +90,54 @@ def fill(
             and every shape that differs.
     """
     state = nnx.state(module, nnx.Param)
-    targets: dict[Path, Any] = dict(nnx.to_flat_state(state))
-    problems, used, filled = [], set(), {}
+    targets: dict[Any, Any] = dict(iter(nnx.to_flat_state(state)))
+    problems: list[str] = []
+    used: set[str] = set()
+    filled: dict[Path, Array | None] = {}  # None: a rule is there, but not its value
     for rule in rules:
         missing = [name for name in rule.sources if name not in arrays]
+        problems += [f"no array {name!r} in the file" for name in missing]
         used.update(rule.sources)
         if rule.target not in targets:
             problems.append(f"the model has no parameter {_dotted(rule.target)}")
             continue
+        if rule.target in filled:
+            problems.append(f"parameter {_dotted(rule.target)} has more than one rule")
+        filled[rule.target] = None
         if missing:
-            problems += [f"no array {name!r} in the file" for name in missing]
-            filled[rule.target] = None
             continue
+        sources = [arrays[name] for name in rule.sources]
         expected = targets[rule.target].shape
+        found = " and ".join(str(source.shape) for source in sources)
         try:
-            value = rule.transform(*(arrays[name] for name in rule.sources))
-            found = value.shape
+            with np.errstate(all="ignore"):  # what is not finite is reported below
+                value = np.asarray(rule.transform(*sources), np.float32)
+            if value.shape == expected:
+                filled[rule.target] = jnp.asarray(value)
+                continue
+            found = str(value.shape)
         except (ValueError, IndexError):  # arrays of a rank or size the layout does not have
-            value, found = None, " and ".join(str(arrays[name].shape) for name in rule.sources)
-        if value is not None and found == expected:
-            filled[rule.target] = jnp.asarray(value, jnp.float32)
-        else:
-            filled[rule.target] = None
-            problems.append(
-                f"{' + '.join(rule.sources)}: found shape {found}, expected {expected} "
-                f"for {_dotted(rule.target)}"
-            )
+            pass
+        problems.append(
+            f"{' + '.join(rule.sources)}: found shape {found}, expected {expected} "
+            f"for {_dotted(rule.target)}"
+        )
     problems += [f"parameter {_dotted(path)} is not filled" for path in targets if path not in filled]
     problems += [
         f"array {name!r} in the file is not used"
         for name in arrays
         if name not in used and not UNUSED_SOURCES.search(name)
     ]
-    not_finite = [_dotted(p) for p, v in filled.items() if v is not None and not np.isfinite(v).all()]
-    problems += [f"parameter {name} has values that are not finite" for name in not_finite]
+    problems += [
+        f"parameter {_dotted(path)} has values that are not finite"
+        for path, value in filled.items()
+        if value is not None and not np.isfinite(value).all()
+    ]
     if problems:
         unique = list(dict.fromkeys(problems))
+        count = f"{len(unique)} problem" + ("s" if len(unique) > 1 else "")
         raise WeightsError(
-            f"{origin}: the weights do not fit the model ({len(unique)} problems): "
-            + "; ".join(unique)
+            f"{origin}: the weights do not fit the model ({count}): " + "; ".join(unique)
         )
     return nnx.from_flat_state([(path, targets[path].replace(filled[path])) for path in targets])
 

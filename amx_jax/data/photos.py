@@ -22,8 +22,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
-from amx_jax.data.results import EXPLANATION, one_line
-from amx_jax.errors import ImageError
+from amx_jax.data.results import EXPLANATION
+from amx_jax.errors import ImageError, one_line
 
 # Free to use by scikit-image's own documentation of each: chelsea, coffee and camera are CC0 by
 # their photographers, rocket was released into the public domain by SpaceX. Its motorcycle is left

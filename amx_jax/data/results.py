@@ -18,21 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from amx_jax.errors import OutputError
+from amx_jax.errors import OutputError, one_line
 
 EXPLANATION = "explanation.json"
 EXPLANATIONS = "explanations.json"
-
-
-def one_line(path: str | Path) -> str:
-    r"""A path as a one-line message shows it: escaped where it would break the line.
-
-    Examples:
-        >>> one_line("photos/cat.png"), one_line("two\nlines.png")
-        ('photos/cat.png', "'two\\nlines.png'")
-    """
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def check_output(folder: str | Path) -> Path:
