@@ -1,0 +1,1 @@
+"""The step of one image, and the loop over a batch of them."""

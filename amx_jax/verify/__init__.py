@@ -1,0 +1,1 @@
+"""Pruning to minimality, and the certificate."""

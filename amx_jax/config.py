@@ -1,0 +1,143 @@
+"""Every choice of a run, as one frozen value with defaults that work."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from amx_jax.errors import ConfigError, nearest
+
+GRAY = (127, 127, 127)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight of each term of the objective; a term of weight 0 is not computed.
+
+    Attributes:
+        activation: activation matching over the stages.
+        kl: KL(f(x) ‖ f(e)).
+        cross_entropy: −log p_t(e).
+        area: mean of the soft mask; needed where ``budget`` is false.
+        binarization: mean of m (1 − m) of the soft mask.
+        total_variation: perimeter over side of the soft mask.
+        robustness: −log p_t on one background a step, a colour, noise or blur at random.
+        necessity: −log(1 − p_t) of the complement.
+    """
+
+    activation: float = 0.2
+    kl: float = 0.1
+    cross_entropy: float = 1.0
+    area: float = 0.0
+    binarization: float = 0.0
+    total_variation: float = 0.1
+    robustness: float = 0.0
+    necessity: float = 0.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to search for, how, and how to verify it.
+
+    Attributes:
+        generator: what makes the mask, a convolutional autoencoder or a grid of free logits.
+        grid: side of the grid of mask logits, in cells.
+        background: red, green and blue of the removed pixels, 0 … 255; the default is the
+            classifier's zero, so that e = m⊙x.
+        stages: whose activations are matched; empty for the classifier's own choice.
+        weights: of the objective's terms.
+        budget: keep the top share of the logits, a share that shrinks while the decision holds and
+            grows when it breaks; else keep positive logits, the area being a matter of its weight.
+        shrink: factor of the budget after a step whose hard mask is sufficient.
+        grow: the same after one whose mask is not.
+        steps: of the optimiser.
+        learning_rate: its peak; cosine decay to a tenth.
+        temperature: of the soft mask, in logits.
+        cell: side of the squares that pruning removes, in pixels; 0 for 1/28 of the input's side.
+        trials: unseen backgrounds of each kind in the certificate.
+        seed: of all randomness.
+        batch_size: images optimised together.
+        candidates: masks tested in one forward pass.
+    """
+
+    generator: Literal["autoencoder", "grid"] = "autoencoder"
+    grid: int = 28
+    background: tuple[int, int, int] = GRAY
+    stages: tuple[str, ...] = ()
+    weights: Weights = field(default_factory=Weights)
+    budget: bool = True
+    shrink: float = 0.98
+    grow: float = 1.02
+    steps: int = 200
+    learning_rate: float = 0.003
+    temperature: float = 0.5
+    cell: int = 0
+    trials: int = 32
+    seed: int = 0
+    batch_size: int = 8
+    candidates: int = 32
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: naming the field, what was found and what was expected.
+        """
+        above_zero = ("learning_rate", "temperature", "grow")
+        at_least_one = ("steps", "grid", "trials", "batch_size", "candidates")
+        checks = [
+            *((name, getattr(self, name) >= 1, "at least 1") for name in at_least_one),
+            *((name, 0 < getattr(self, name) < math.inf, "above 0 and finite") for name in above_zero),
+            *(
+                (f"weights.{name}", 0 <= value < math.inf, "at least 0 and finite")
+                for name, value in asdict(self.weights).items()
+            ),
+            ("weights", any(asdict(self.weights).values()), "at least one above 0"),
+            ("generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}"),
+            ("shrink", 0 < self.shrink <= 1, "above 0 and at most 1"),
+            ("grow", self.grow >= 1, "at least 1"),
+            ("grid", 4 <= self.grid <= 512, "from 4 to 512"),
+            ("cell", self.cell >= 0, "at least 0"),
+            ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
+            (
+                "background",
+                len(self.background) == 3 and all(0 <= c <= 255 for c in self.background),
+                "three values from 0 to 255",
+            ),
+        ]
+        for name, holds, expected in checks:
+            if not holds:
+                found = self
+                for part in name.split("."):
+                    found = getattr(found, part)
+                raise ConfigError(f"{name}: found {found!r}, expected {expected}")
+
+
+def preset(name: str) -> Config:
+    """A named configuration.
+
+    ``default`` is ``Config()``. ``paper`` is the published objective as a fixed weighted sum, without
+    the budget: area, binarisation and total variation as priors, robustness and necessity as terms.
+    Its authors publish no weights; these are ours.
+
+    Raises:
+        ConfigError: no preset of that name.
+
+    Examples:
+        >>> preset("paper").budget
+        False
+
+    Reference: Suhail, Anand and Sethi, arXiv 2509.23051.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+GENERATORS = ("autoencoder", "grid")
+PRESETS = {
+    "default": Config(),
+    "paper": Config(
+        budget=False,
+        weights=Weights(area=2.0, binarization=0.5, total_variation=0.1, robustness=1.0, necessity=0.5),
+    ),
+}

@@ -1,0 +1,145 @@
+"""Mask generators: from one image and their own parameters to the logits of a mask.
+
+A generator is a pair of pure functions. Logits lie on a square grid coarser than the image; a
+pixel is kept where the enlarged logits exceed a threshold (:mod:`amx_jax.masks.hardening`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from amx_jax.classifiers.layers import convolve
+from amx_jax.masks.composition import resize
+
+Params = Any
+PATCH = 4  # pixels of the autoencoder's input to one cell of the grid, along each axis
+FEATURES = 16
+# How many times faster the free logits learn than the kernels, at the same learning rate. With 1 the
+# mask is as slow to separate neighbouring cells as a plain convolution (benchmarks/README.md).
+FREE_GAIN = 60.0
+
+
+class Generator(NamedTuple):
+    """A mask generator.
+
+    Attributes:
+        init: ``key -> params``; vmapped over keys it gives every image parameters of its own.
+        apply: ``(params, image) -> logits``, ``(H, W, C)`` to ``(grid, grid)``.
+    """
+
+    init: Callable[[Array], Params]
+    apply: Callable[[Params, Array], Array]
+
+
+class _Block(nnx.Module):
+    """SAME convolution, instance norm, ReLU."""
+
+    def __init__(self, features_in: int, features: int, rngs: nnx.Rngs, stride: int = 1):
+        self.stride = stride
+        initializer = nnx.initializers.he_normal()
+        self.kernel = nnx.Param(initializer(rngs.params(), (3, 3, features_in, features)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+
+    def __call__(self, x: Array) -> Array:
+        x = convolve(x, self.kernel[...], self.stride)
+        x = x - jnp.mean(x, (0, 1))
+        x = x * jax.lax.rsqrt(jnp.mean(x**2, (0, 1)) + 1e-5)
+        return jax.nn.relu(x + self.bias[...])
+
+
+class _Autoencoder(nnx.Module):
+    def __init__(self, channels: int, grid: int, rngs: nnx.Rngs):
+        width = FEATURES
+        self.encode = nnx.List(
+            [
+                _Block(PATCH**2 * channels, width, rngs),
+                _Block(width, 2 * width, rngs, stride=2),
+                _Block(2 * width, 4 * width, rngs, stride=2),
+            ]
+        )
+        self.decode = nnx.List(
+            [_Block(6 * width, 2 * width, rngs), _Block(3 * width, width, rngs)],
+        )
+        self.head = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (width, 1)))
+        self.free = nnx.Param(jnp.zeros((grid, grid)))
+
+    def __call__(self, patches: Array) -> Array:
+        skips, x = [], patches
+        for block in self.encode:
+            x = block(x)
+            skips.append(x)
+        skips.pop()
+        for block in self.decode:
+            skip = skips.pop()
+            height, width, _ = skip.shape
+            doubled = jnp.repeat(jnp.repeat(x, 2, axis=0), 2, axis=1)[:height, :width]
+            x = block(jnp.concatenate([doubled, skip], axis=-1))
+        return (x @ self.head[...])[..., 0] + FREE_GAIN * self.free[...]
+
+
+def autoencoder(channels: int, grid: int) -> Generator:
+    """The paper's generator: a small convolutional autoencoder, trained anew for each image.
+
+    The image is resized to ``4·grid`` and cut into 4 × 4 patches, one a cell. Three convolutions
+    (16, 32, 64 features; 3 × 3; strides 1, 2, 2) encode, two decode with U-Net skips, each with
+    instance norm and ReLU; a linear head gives one logit a cell. The head's bias is untied: a free
+    logit for every cell. The paper names no layout. Convolutions alone share their weights among all
+    cells, so in the few hundred steps of one image they cannot part a cell that matters from a
+    neighbour that looks alike; with the free logits they start the search and keep it smooth.
+
+    Args:
+        channels: of the image.
+        grid: side of the logits.
+
+    Returns:
+        The generator.
+
+    Examples:
+        >>> generator = autoencoder(channels=3, grid=28)
+        >>> params = generator.init(jax.random.key(0))
+        >>> generator.apply(params, jnp.zeros((224, 224, 3))).shape
+        (28, 28)
+
+    Reference: arXiv 2509.23051; the skips: Ronneberger et al., arXiv 1505.04597.
+    """
+
+    def build(rngs: nnx.Rngs) -> _Autoencoder:
+        return _Autoencoder(channels, grid, rngs)
+
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+
+    def init(key: Array) -> Params:
+        return nnx.state(build(nnx.Rngs(params=key)), nnx.Param)
+
+    def apply(params: Params, image: Array) -> Array:
+        side = PATCH * grid
+        small = jnp.stack([resize(image[..., c], (side, side)) for c in range(channels)], axis=-1)
+        patches = small.reshape(grid, PATCH, grid, PATCH, channels).transpose(0, 2, 1, 3, 4)
+        return nnx.merge(graph, params)(patches.reshape(grid, grid, PATCH**2 * channels))
+
+    return Generator(init, apply)
+
+
+def free_grid(grid: int) -> Generator:
+    """A logit for every cell, whatever the image: the autoencoder's ablation.
+
+    Examples:
+        >>> generator = free_grid(28)
+        >>> generator.apply(generator.init(jax.random.key(0)), jnp.zeros((224, 224, 3))).shape
+        (28, 28)
+
+    Reference: Fong and Vedaldi (2017), arXiv 1704.03296.
+    """
+
+    def init(key: Array) -> Params:
+        # Not zeros: equal logits have no order.
+        return {"free": jax.random.normal(key, (grid, grid)) * 0.01 / FREE_GAIN}
+
+    def apply(params: Params, image: Array) -> Array:
+        return FREE_GAIN * params["free"]
+
+    return Generator(init, apply)
