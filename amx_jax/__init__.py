@@ -1,9 +1,13 @@
 """Which few pixels made the classifier decide: minimal, verified masks by activation matching."""
 
-from amx_jax.classifiers.classifier import Classifier, Preprocess
-from amx_jax.classifiers.registry import load_classifier
-from amx_jax.config import Config, Weights, preset
-from amx_jax.explainer import Explainer, Explanation, Unexplained
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amx_jax.classifiers.classifier import Classifier, Preprocess
+    from amx_jax.classifiers.registry import load_classifier
+    from amx_jax.config import Config, Weights, preset
+    from amx_jax.explainer import Explainer, Explanation, Unexplained
 
 __all__ = [
     "Classifier",
@@ -16,3 +20,25 @@ __all__ = [
     "load_classifier",
     "preset",
 ]
+# Imported when first asked for: `amx --help` needs neither JAX nor Flax.
+_MODULES = {
+    "Classifier": "classifiers.classifier",
+    "Config": "config",
+    "Explainer": "explainer",
+    "Explanation": "explainer",
+    "Preprocess": "classifiers.classifier",
+    "Unexplained": "explainer",
+    "Weights": "config",
+    "load_classifier": "classifiers.registry",
+    "preset": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

