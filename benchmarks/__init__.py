@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat; README.md beside this file holds their tables."""
