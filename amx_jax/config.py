@@ -39,24 +39,24 @@ class Config:
     """What to search for, how, and how to verify it.
 
     Attributes:
-        generator: what makes the mask, a convolutional autoencoder or a grid of free logits.
+        generator: what makes the mask: a convolutional autoencoder, or a grid of free logits.
         grid: side of the grid of mask logits, in cells.
-        background: red, green and blue of the removed pixels, 0 … 255; the default is the
-            classifier's zero, so that e = m⊙x.
-        stages: whose activations are matched; empty for the classifier's own choice.
-        weights: of the objective's terms.
+        background: red, green and blue of the removed pixels, 0 to 255; the default is the zero of
+            the classifier's input space, so that e = m⊙x.
+        stages: the stages whose activations are matched; empty for the classifier's own choice.
+        weights: the weight of each term of the objective.
         budget: keep the top share of the logits, a share that shrinks while the decision holds and
-            grows when it breaks; else keep positive logits, the area being a matter of its weight.
+            grows when it breaks; else keep positive logits, their number a matter of the area term.
         shrink: factor of the budget after a step whose hard mask is sufficient.
-        grow: the same after one whose mask is not.
-        steps: of the optimiser.
-        learning_rate: its peak; cosine decay to a tenth.
-        temperature: of the soft mask, in logits.
+        grow: factor of the budget after a step whose hard mask is not.
+        steps: number of optimiser steps.
+        learning_rate: the optimiser's rate at its peak; it falls to a tenth along a cosine.
+        temperature: softness of the mask whose gradient is taken, in logits.
         cell: side of the squares that pruning removes, in pixels; 0 for 1/28 of the input's side.
-        trials: unseen backgrounds of each kind in the certificate.
-        seed: of all randomness.
-        batch_size: images optimised together.
-        candidates: masks tested in one forward pass.
+        trials: number of unseen backgrounds of each kind in the certificate.
+        seed: what all randomness derives from.
+        batch_size: images optimised together; results depend on it by rounding only.
+        candidates: masks tested in one forward pass while pruning and certifying.
     """
 
     generator: Literal["autoencoder", "grid"] = "autoencoder"

@@ -36,6 +36,8 @@ def check_output(folder: str | Path) -> Path:
     Raises:
         OutputError: it is a file, lies below one, or refuses a new file.
     """
+    if str(folder) == "":  # to Path the current folder, but most likely an unset variable
+        raise OutputError("'': found an empty path, expected a folder for the results")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

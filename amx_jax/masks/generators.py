@@ -4,6 +4,7 @@ A generator is a pair of pure functions. Logits lie on a square grid coarser tha
 pixel is kept where the enlarged logits exceed a threshold (:mod:`amx_jax.masks.hardening`).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,13 +36,20 @@ class Generator(NamedTuple):
     apply: Callable[[Params, Array], Array]
 
 
+def _draw(key: Array, shape: tuple[int, ...], gain: float) -> Array:
+    """Truncated normal of variance ``gain`` over the fan-in, as in He's (2) and LeCun's (1) rules."""
+    # Drawn flat: XLA:CPU compiles a draw of four axes ten times longer (3.1 against 0.3 s).
+    values = jax.random.truncated_normal(key, -2.0, 2.0, (math.prod(shape),))
+    deviation = 0.87962566103423978  # of what is left of a unit normal between -2 and 2
+    return values.reshape(shape) * (gain / math.prod(shape[:-1])) ** 0.5 / deviation
+
+
 class _Block(nnx.Module):
     """SAME convolution, instance norm, ReLU."""
 
     def __init__(self, features_in: int, features: int, rngs: nnx.Rngs, stride: int = 1):
         self.stride = stride
-        initializer = nnx.initializers.he_normal()
-        self.kernel = nnx.Param(initializer(rngs.params(), (3, 3, features_in, features)))
+        self.kernel = nnx.Param(_draw(rngs.params(), (3, 3, features_in, features), gain=2))
         self.bias = nnx.Param(jnp.zeros((features,)))
 
     def __call__(self, x: Array) -> Array:
@@ -64,7 +72,7 @@ class _Autoencoder(nnx.Module):
         self.decode = nnx.List(
             [_Block(6 * width, 2 * width, rngs), _Block(3 * width, width, rngs)],
         )
-        self.head = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (width, 1)))
+        self.head = nnx.Param(_draw(rngs.params(), (width, 1), gain=1))
         self.free = nnx.Param(jnp.zeros((grid, grid)))
 
     def __call__(self, patches: Array) -> Array:

@@ -69,8 +69,9 @@ def init(config: Config, generator: Generator, key: Array) -> State:
         budget=jnp.ones(()),
         area=jnp.ones(()),
         logits=jnp.ones((config.grid, config.grid)),
-        failed=jnp.full((), -1),
-        culprit=jnp.full((), -1),
+        # int32 as after a step: with weak integers the second step would compile anew.
+        failed=jnp.full((), -1, jnp.int32),
+        culprit=jnp.full((), -1, jnp.int32),
     )
 
 

@@ -71,18 +71,15 @@ class Evaluator:
         Returns:
             Margins and probabilities, ``(k,)`` each.
         """
-        margins, probabilities = [], []
+        margins, probabilities = np.zeros((2, len(masks)), np.float32)
         for start in range(0, len(masks), self.batch_size):
-            owner = owners[start : start + self.batch_size]
-            mask = masks[start : start + self.batch_size]
-            missing = self.batch_size - len(mask)
-            owner = np.pad(owner, (0, missing))
-            mask = np.pad(mask, ((0, missing), (0, 0), (0, 0)))
+            part = slice(start, start + self.batch_size)
+            count = len(masks[part])
+            owner = np.pad(owners[part], (0, self.batch_size - count))
+            mask = np.pad(masks[part], ((0, self.batch_size - count), (0, 0), (0, 0)))
             found = self._plain(self.classifier.params, images, targets, owner, mask)
-            count = self.batch_size - missing
-            margins.append(np.asarray(found[0])[:count])
-            probabilities.append(np.asarray(found[1])[:count])
-        return np.concatenate(margins), np.concatenate(probabilities)
+            margins[part], probabilities[part] = (np.asarray(values)[:count] for values in found)
+        return margins, probabilities
 
     def robustness(
         self, image: Array, target: Array, mask: np.ndarray, key: Array, trials: int
