@@ -97,6 +97,7 @@ def test_an_output_folder_without_permission_is_refused(tmp_path):
 
 def test_output_paths_no_folder_can_have_are_refused(tmp_path):
     assert "cannot be written" in message_of(check_output, "a\0b")
+    assert "found an empty path" in message_of(check_output, "")
     assert "cannot be written" in message_of(check_output, tmp_path / ("x" * 300))
     (tmp_path / "link").symlink_to(tmp_path / "gone" / "far")
     assert "found a file" in message_of(check_output, tmp_path / "link")

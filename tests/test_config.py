@@ -1,0 +1,99 @@
+"""Configurations: what is out of range is refused by name, what is accepted cannot change."""
+
+import dataclasses
+
+import pytest
+
+from amx_jax import Config, Weights, preset
+from amx_jax.errors import ConfigError
+
+NAN, INF = float("nan"), float("inf")
+WRONG = {
+    "generator": ("unet", ""),
+    "grid": (3, 513, -28),
+    "background": ((0, 0), (0, 0, 0, 0), (0, 0, 256), (-1, 0, 0)),
+    "shrink": (0.0, -0.5, 1.01, NAN),
+    "grow": (0.99, -1.0, INF, NAN),
+    "steps": (0, -1),
+    "learning_rate": (0.0, -0.1, INF, NAN),
+    "temperature": (0.0, -0.5, INF, NAN),
+    "cell": (-1,),
+    "trials": (0, -1),
+    "seed": (-1, 2**32),
+    "batch_size": (0, -8),
+    "candidates": (0, -1),
+}
+CHECKED_ELSEWHERE = {"stages", "weights", "budget"}  # by the classifier, below, and by the type
+AT_THE_EDGE = {
+    "grid": (4, 512),
+    "background": ((0, 0, 0), (255, 255, 255)),
+    "shrink": (1e-6, 1.0),
+    "grow": (1.0, 100.0),
+    "steps": (1,),
+    "learning_rate": (1e-9,),
+    "temperature": (1e-9,),
+    "cell": (0, 1),
+    "trials": (1,),
+    "seed": (0, 2**32 - 1),
+    "batch_size": (1,),
+    "candidates": (1,),
+}
+
+
+def cases(table):
+    return [pytest.param(name, v, id=f"{name}={v}") for name, values in table.items() for v in values]
+
+
+def test_every_field_has_a_wrong_value_to_try():
+    assert {f.name for f in dataclasses.fields(Config)} == set(WRONG) | CHECKED_ELSEWHERE
+
+
+@pytest.mark.parametrize(("name", "value"), cases(WRONG))
+def test_a_value_out_of_range_is_refused_with_its_name_what_was_found_and_what_is_expected(name, value):
+    with pytest.raises(ConfigError) as error:
+        Config(**{name: value})
+    field, _, rest = str(error.value).partition(": found ")
+    found, _, expected = rest.partition(", expected ")
+    assert (field, found) == (name, repr(value))
+    assert expected
+    assert "\n" not in expected
+
+
+@pytest.mark.parametrize(("name", "value"), cases(AT_THE_EDGE))
+def test_the_ends_of_the_range_are_accepted(name, value):
+    assert getattr(Config(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("value", [-0.1, NAN, INF])
+@pytest.mark.parametrize("term", [f.name for f in dataclasses.fields(Weights)])
+def test_a_weight_out_of_range_is_refused_by_the_name_of_its_term(term, value):
+    with pytest.raises(ConfigError, match=rf"weights\.{term}: found {value!r}, expected at least 0"):
+        Config(weights=Weights(**{term: value}))
+
+
+def test_an_objective_without_terms_is_refused():
+    nothing = Weights(**dict.fromkeys((f.name for f in dataclasses.fields(Weights)), 0.0))
+    with pytest.raises(
+        ConfigError, match=r"weights: found Weights\(.*\), expected at least one above 0"
+    ):
+        Config(weights=nothing)
+
+
+def test_the_presets_are_the_default_and_the_papers_objective():
+    assert preset("default") == Config()
+    paper = preset("paper")
+    assert not paper.budget
+    assert all(dataclasses.asdict(paper.weights).values())  # the paper has all eight terms
+    with pytest.raises(ConfigError, match=r"no preset 'papre'; nearest: paper; there are .*default"):
+        preset("papre")
+
+
+@pytest.mark.parametrize("frozen", [Config(), Weights()])
+def test_a_configuration_cannot_change(frozen):
+    for field in dataclasses.fields(frozen):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(frozen, field.name, getattr(frozen, field.name))
+
+
+def test_equal_configurations_are_one_key():
+    assert len({Config(steps=7), Config(steps=7), Config(steps=8)}) == 2
