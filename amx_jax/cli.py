@@ -34,7 +34,7 @@ from amx_jax.config import PRESETS, Config, preset
 from amx_jax.data.photos import bundled_photos, find_photos, read_photo, unique_stems
 from amx_jax.data.results import check_output, plain, write_explanation, write_index
 from amx_jax.errors import AmxError, ConfigError, ImageError, OutputError, one_line
-from amx_jax.report.pictures import mask_picture, on_background, overlay
+from amx_jax.report.pictures import explanation_pictures
 from amx_jax.report.terminal import (
     LEGEND,
     classifiers_table,
@@ -76,7 +76,7 @@ class Source:
     Attributes:
         photos: image files, and folders that are searched for them.
         classifier: its name; `amx classifiers` lists them.
-        weights_file: a PyTorch state dict (legacy pickle) instead of the installed weights.
+        weights: a PyTorch state dict (legacy pickle) instead of the installed weights.
         json: print JSON for machines and nothing else on stdout.
     """
 
@@ -85,7 +85,7 @@ class Source:
         arg(metavar="[PHOTO|FOLDER ...]", help_behavior_hint="(default: the bundled photos)"),
     ] = ()
     classifier: Annotated[str, arg(metavar="NAME")] = "efficientnet_lite0"
-    weights_file: Annotated[
+    weights: Annotated[
         DisallowNone[str | None], arg(metavar="FILE", help_behavior_hint="(default: as installed)")
     ] = None
     json: FlagCreatePairsOff[bool] = False
@@ -102,7 +102,7 @@ class Source:
         from amx_jax.classifiers.registry import load_classifier
 
         logging.getLogger("jax").setLevel(logging.ERROR)
-        return load_classifier(self.classifier, self.weights_file)
+        return load_classifier(self.classifier, self.weights)
 
 
 @dataclass(frozen=True)
@@ -285,13 +285,8 @@ class Run:
         if isinstance(explanation, Unexplained):
             self._fail(f"{one_line(path)}: {explanation.reason}")
             return
-        pixels, mask = explanation.pixels, explanation.mask
-        pictures = {
-            "input": pixels,
-            "mask": mask_picture(mask),
-            "overlay": overlay(pixels, mask),
-            "explanation": on_background(pixels, mask, self.options.config.background),
-        }
+        background = self.options.config.background
+        pictures = explanation_pictures(explanation.pixels, explanation.mask, background)
         record = explanation.record(str(path))
         try:
             write_explanation(self.options.output, stem, pictures, record)

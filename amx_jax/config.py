@@ -40,11 +40,13 @@ class Config:
 
     Attributes:
         generator: what makes the mask: a convolutional autoencoder, or a grid of free logits.
+        free_gain: how many times faster than the kernels the free logit of each cell learns; 0 for an
+            autoencoder without them.
         grid: side of the grid of mask logits, in cells.
         background: red, green and blue of the removed pixels, 0 to 255; the default is the zero of
             the classifier's input space, so that e = m⊙x.
         stages: the stages whose activations are matched; empty for the classifier's own choice.
-        weights: the weight of each term of the objective.
+        objective: the weight of each term of the objective.
         budget: keep the top share of the logits, a share that shrinks while the decision holds and
             grows when it breaks; else keep positive logits, their number a matter of the area term.
         shrink: factor of the budget after a step whose hard mask is sufficient.
@@ -60,10 +62,11 @@ class Config:
     """
 
     generator: Literal["autoencoder", "grid"] = "autoencoder"
+    free_gain: float = 60.0
     grid: int = 28
     background: tuple[int, int, int] = GRAY
     stages: tuple[str, ...] = ()
-    weights: Weights = field(default_factory=Weights)
+    objective: Weights = field(default_factory=Weights)
     budget: bool = True
     shrink: float = 0.98
     grow: float = 1.02
@@ -74,7 +77,7 @@ class Config:
     trials: int = 32
     seed: int = 0
     batch_size: int = 8
-    candidates: int = 32
+    candidates: int = 8
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -88,11 +91,13 @@ class Config:
             *((name, getattr(self, name) >= 1, "at least 1") for name in at_least_one),
             *((name, 0 < getattr(self, name) < math.inf, "above 0 and finite") for name in above_zero),
             *(
-                (f"weights.{name}", 0 <= value < math.inf, "at least 0 and finite")
-                for name, value in asdict(self.weights).items()
+                (f"objective.{name}", 0 <= value < math.inf, "at least 0 and finite")
+                for name, value in asdict(self.objective).items()
             ),
-            ("weights", any(asdict(self.weights).values()), "at least one above 0"),
+            ("objective", any(asdict(self.objective).values()), "at least one above 0"),
             ("generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}"),
+            ("free_gain", 0 <= self.free_gain < math.inf, "at least 0 and finite"),
+            ("free_gain", self.free_gain > 0 or self.generator != "grid", "above 0 for the grid"),
             ("shrink", 0 < self.shrink <= 1, "above 0 and at most 1"),
             ("grow", self.grow >= 1, "at least 1"),
             ("grid", 4 <= self.grid <= 512, "from 4 to 512"),
@@ -138,6 +143,8 @@ PRESETS = {
     "default": Config(),
     "paper": Config(
         budget=False,
-        weights=Weights(area=2.0, binarization=0.5, total_variation=0.1, robustness=1.0, necessity=0.5),
+        objective=Weights(
+            area=2.0, binarization=0.5, total_variation=0.1, robustness=1.0, necessity=0.5
+        ),
     ),
 }

@@ -358,9 +358,9 @@ def test_a_run_that_explains_nothing_leaves_older_results_alone(small, photos):
         (["--target", "1000"], "class 1000 does not exist"),
         (["--stages", "stage9"], "stages: found stage9, expected some of"),
         (["--preset", "papr"], "nearest: paper"),
-        (["--weights-file", "missing.pth"], "missing.pth"),
+        (["--weights", "missing.pth"], "missing.pth"),
         (["--steps", "0"], "steps: found 0, expected at least 1"),
-        (["--weights.kl", "-1"], "weights.kl: found -1.0, expected at least 0"),
+        (["--objective.kl", "-1"], "objective.kl: found -1.0, expected at least 0"),
         (["--background", "0", "0", "256"], "background: found (0, 0, 256), expected"),
         (["--output", "photo.png/below"], "photo.png: found a file, expected a folder"),
         pytest.param(
@@ -401,7 +401,7 @@ def test_weights_that_are_no_weights_are_refused(kind, command, photos, tmp_path
             "text": b"not weights",
         }
         Path("weights.pth").write_bytes(data[kind])
-    outcome = amx(command, save(photos[0], "photo.png"), "--weights-file", "weights.pth")
+    outcome = amx(command, save(photos[0], "photo.png"), "--weights", "weights.pth")
     assert (outcome.status, outcome.out) == (2, "")
     [line] = outcome.complaints()
     assert "weights.pth" in line
@@ -414,7 +414,6 @@ def test_weights_that_are_no_weights_are_refused(kind, command, photos, tmp_path
         (["expain"], "explain, classify, classifiers"),
         ([], "explain, classify, classifiers"),
         (["explain", "--step", "3"], "--steps INT"),
-        (["explain", "--weights", "a.pth"], "--weights-file FILE"),
         (["explain", "--steps", "many"], "--steps"),
         (["explain", "--generator", "unet"], "autoencoder"),
         (["explain", "--preset"], "--preset"),
@@ -496,10 +495,11 @@ def test_out_of_memory_is_told_with_what_to_change(small, photos, monkeypatch):
 def test_every_field_of_the_configuration_is_an_option_of_its_name():
     chosen = {
         "generator": "grid",
+        "free_gain": 9.0,
         "grid": 7,
         "background": (1, 2, 3),
         "stages": ("stage5", "stage6"),
-        "weights": Weights(*(0.5 + i for i in range(len(dataclasses.fields(Weights))))),
+        "objective": Weights(*(0.5 + i for i in range(len(dataclasses.fields(Weights))))),
         "budget": False,
         "shrink": 0.5,
         "grow": 1.5,
@@ -518,7 +518,7 @@ def test_every_field_of_the_configuration_is_an_option_of_its_name():
         option = name.replace("_", "-")
         if isinstance(value, Weights):
             for term, weight in dataclasses.asdict(value).items():
-                arguments += [f"--weights.{term.replace('_', '-')}", str(weight)]
+                arguments += [f"--objective.{term.replace('_', '-')}", str(weight)]
         elif isinstance(value, bool):
             arguments += [f"--{'' if value else 'no-'}{option}"]
         elif isinstance(value, tuple):
@@ -537,9 +537,12 @@ def test_options_change_the_preset_wherever_it_stands():
     ):
         assert parse(["explain", *arguments]).config == changed
     # Out of range beside the default's own values, in range beside those of the preset.
-    no_decision = [f"--weights.{name}" for name in ("activation", "kl", "cross-entropy")]
-    zeros = [part for name in no_decision for part in (name, "0")] + ["--weights.total-variation", "0"]
-    assert parse(["explain", "--preset", "paper", *zeros]).config.weights.area > 0
+    no_decision = [f"--objective.{name}" for name in ("activation", "kl", "cross-entropy")]
+    zeros = [part for name in no_decision for part in (name, "0")] + [
+        "--objective.total-variation",
+        "0",
+    ]
+    assert parse(["explain", "--preset", "paper", *zeros]).config.objective.area > 0
 
 
 def test_without_photos_it_takes_the_bundled_ones(small):

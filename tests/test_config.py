@@ -12,6 +12,7 @@ WRONG = {
     "generator": ("unet", ""),
     "grid": (3, 513, -28),
     "background": ((0, 0), (0, 0, 0, 0), (0, 0, 256), (-1, 0, 0)),
+    "free_gain": (-1.0, INF, NAN),
     "shrink": (0.0, -0.5, 1.01, NAN),
     "grow": (0.99, -1.0, INF, NAN),
     "steps": (0, -1),
@@ -23,10 +24,11 @@ WRONG = {
     "batch_size": (0, -8),
     "candidates": (0, -1),
 }
-CHECKED_ELSEWHERE = {"stages", "weights", "budget"}  # by the classifier, below, and by the type
+CHECKED_ELSEWHERE = {"stages", "objective", "budget"}  # by the classifier, below, and by the type
 AT_THE_EDGE = {
     "grid": (4, 512),
     "background": ((0, 0, 0), (255, 255, 255)),
+    "free_gain": (0.0, 1.0),
     "shrink": (1e-6, 1.0),
     "grow": (1.0, 100.0),
     "steps": (1,),
@@ -59,6 +61,11 @@ def test_a_value_out_of_range_is_refused_with_its_name_what_was_found_and_what_i
     assert "\n" not in expected
 
 
+def test_a_grid_of_logits_that_never_learn_is_refused():
+    with pytest.raises(ConfigError, match=r"free_gain: found 0\.0, expected above 0 for the grid"):
+        Config(generator="grid", free_gain=0.0)
+
+
 @pytest.mark.parametrize(("name", "value"), cases(AT_THE_EDGE))
 def test_the_ends_of_the_range_are_accepted(name, value):
     assert getattr(Config(**{name: value}), name) == value
@@ -67,23 +74,23 @@ def test_the_ends_of_the_range_are_accepted(name, value):
 @pytest.mark.parametrize("value", [-0.1, NAN, INF])
 @pytest.mark.parametrize("term", [f.name for f in dataclasses.fields(Weights)])
 def test_a_weight_out_of_range_is_refused_by_the_name_of_its_term(term, value):
-    with pytest.raises(ConfigError, match=rf"weights\.{term}: found {value!r}, expected at least 0"):
-        Config(weights=Weights(**{term: value}))
+    with pytest.raises(ConfigError, match=rf"objective\.{term}: found {value!r}, expected at least 0"):
+        Config(objective=Weights(**{term: value}))
 
 
 def test_an_objective_without_terms_is_refused():
     nothing = Weights(**dict.fromkeys((f.name for f in dataclasses.fields(Weights)), 0.0))
     with pytest.raises(
-        ConfigError, match=r"weights: found Weights\(.*\), expected at least one above 0"
+        ConfigError, match=r"objective: found Weights\(.*\), expected at least one above 0"
     ):
-        Config(weights=nothing)
+        Config(objective=nothing)
 
 
 def test_the_presets_are_the_default_and_the_papers_objective():
     assert preset("default") == Config()
     paper = preset("paper")
     assert not paper.budget
-    assert all(dataclasses.asdict(paper.weights).values())  # the paper has all eight terms
+    assert all(dataclasses.asdict(paper.objective).values())  # the paper has all eight terms
     with pytest.raises(ConfigError, match=r"no preset 'papre'; nearest: paper; there are .*default"):
         preset("papre")
 

@@ -14,10 +14,11 @@ from amx_jax.errors import ConfigError, ImageError, UnknownNameError
 
 CONFIG = Config(
     generator="grid",
+    free_gain=60.0,
     grid=8,
     background=(127, 127, 127),
     stages=(),
-    weights=Weights(
+    objective=Weights(
         activation=0.2,
         kl=0.1,
         cross_entropy=1.0,

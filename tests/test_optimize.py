@@ -32,9 +32,10 @@ WEIGHTS = Weights(
 )
 CONFIG = Config(
     generator="grid",
+    free_gain=60.0,
     grid=8,
     background=(127, 127, 127),
-    weights=WEIGHTS,
+    objective=WEIGHTS,
     budget=True,
     shrink=0.85,
     grow=1.15,
@@ -43,7 +44,13 @@ CONFIG = Config(
     temperature=0.5,
 )
 PAPER = replace(
-    preset("paper"), generator="grid", grid=8, steps=30, learning_rate=0.003, temperature=0.5
+    preset("paper"),
+    generator="grid",
+    free_gain=60.0,
+    grid=8,
+    steps=30,
+    learning_rate=0.003,
+    temperature=0.5,
 )
 KEYS = jax.random.split(jax.random.key(0), 6)
 
@@ -191,7 +198,7 @@ def test_the_budget_never_falls_below_one_cell(tiny, images):
 def test_the_loss_falls_at_a_fixed_budget(tiny, images):
     """A quarter of the cells, chosen anew each step: those the class depends on are found."""
     only = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {"cross_entropy": 1.0})
-    config = replace(CONFIG, shrink=1.0, grow=1.0, weights=only)
+    config = replace(CONFIG, shrink=1.0, grow=1.0, objective=only)
     for index in range(6):
         for target in range(4):
             losses = [v.loss for v in by_hand(tiny, config, images[index], target, KEYS[index], 0.25)]
@@ -200,7 +207,7 @@ def test_the_loss_falls_at_a_fixed_budget(tiny, images):
 
 def test_a_step_follows_the_gradient_of_the_weighted_sum(tiny, images, targets):
     """The gradient of all eight terms, in the mask and in its soft version, through the chain rule."""
-    config, weights = PAPER, PAPER.weights
+    config, weights = PAPER, PAPER.objective
     image, target, key = images[1], int(targets[1]), KEYS[1]
     first, second = by_hand(tiny, config, image, target, key, steps=2)
     step_key = jax.random.fold_in(jax.random.split(key)[1], 0)
@@ -271,7 +278,7 @@ def test_the_papers_objective_runs_and_brings_the_area_down(tiny, images, target
 
 def test_without_a_budget_the_area_term_alone_removes_everything(tiny, images, targets):
     only = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {"area": 1.0})
-    config = replace(CONFIG, weights=only, budget=False)
+    config = replace(CONFIG, objective=only, budget=False)
     visited = by_hand(tiny, config, images[0], targets[0], KEYS[0])
     areas = [v.mask.mean() for v in visited]
     assert areas[0] > 0.3
@@ -313,7 +320,7 @@ def test_the_step_named_is_the_first_whose_mask_the_classifier_cannot_bear(unit_
     image = jnp.asarray(SPECK)
     target = int(unit_power.apply(unit_power.params, image)[0].argmax())
     only = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {term: 1.0})
-    config = replace(CONFIG, weights=only, shrink=0.5)
+    config = replace(CONFIG, objective=only, shrink=0.5)
     visited = by_hand(unit_power, config, image, target, KEYS[0])
     step = next(n for n, v in enumerate(visited) if not v.mask[:4, :4].any())
     assert step > 0
@@ -328,7 +335,7 @@ def test_the_step_named_is_the_first_whose_mask_the_classifier_cannot_bear(unit_
 
 def test_the_complement_may_be_what_is_not_finite(unit_power, images, targets):
     weights = replace(WEIGHTS, necessity=1.0)  # at first everything is kept: the complement is gray
-    outcome = optimizer(unit_power, replace(CONFIG, weights=weights))(images, targets, KEYS)
+    outcome = optimizer(unit_power, replace(CONFIG, objective=weights))(images, targets, KEYS)
     assert outcome.failures == ["necessity is not finite at step 0"] * 6
 
 

@@ -19,9 +19,6 @@ from amx_jax.masks.composition import resize
 Params = Any
 PATCH = 4  # pixels of the autoencoder's input to one cell of the grid, along each axis
 FEATURES = 16
-# How many times faster the free logits learn than the kernels, at the same learning rate. With 1 the
-# mask is as slow to separate neighbouring cells as a plain convolution (benchmarks/README.md).
-FREE_GAIN = 60.0
 
 
 class Generator(NamedTuple):
@@ -60,7 +57,8 @@ class _Block(nnx.Module):
 
 
 class _Autoencoder(nnx.Module):
-    def __init__(self, channels: int, grid: int, rngs: nnx.Rngs):
+    def __init__(self, channels: int, grid: int, free_gain: float, rngs: nnx.Rngs):
+        self.free_gain = free_gain
         width = FEATURES
         self.encode = nnx.List(
             [
@@ -86,10 +84,10 @@ class _Autoencoder(nnx.Module):
             height, width, _ = skip.shape
             doubled = jnp.repeat(jnp.repeat(x, 2, axis=0), 2, axis=1)[:height, :width]
             x = block(jnp.concatenate([doubled, skip], axis=-1))
-        return (x @ self.head[...])[..., 0] + FREE_GAIN * self.free[...]
+        return (x @ self.head[...])[..., 0] + self.free_gain * self.free[...]
 
 
-def autoencoder(channels: int, grid: int) -> Generator:
+def autoencoder(channels: int, grid: int, free_gain: float = 60.0) -> Generator:
     """The paper's generator: a small convolutional autoencoder, trained anew for each image.
 
     The image is resized to ``4·grid`` and cut into 4 × 4 patches, one a cell. Three convolutions
@@ -97,11 +95,12 @@ def autoencoder(channels: int, grid: int) -> Generator:
     instance norm and ReLU; a linear head gives one logit a cell. The head's bias is untied: a free
     logit for every cell. The paper names no layout. Convolutions alone share their weights among all
     cells, so in the few hundred steps of one image they cannot part a cell that matters from a
-    neighbour that looks alike; with the free logits they start the search and keep it smooth.
+    neighbour that looks alike (benchmarks/README.md); with the free logits they start the search.
 
     Args:
         channels: of the image.
         grid: side of the logits.
+        free_gain: how many times faster the free logits learn than the kernels; 0 for none.
 
     Returns:
         The generator.
@@ -116,7 +115,7 @@ def autoencoder(channels: int, grid: int) -> Generator:
     """
 
     def build(rngs: nnx.Rngs) -> _Autoencoder:
-        return _Autoencoder(channels, grid, rngs)
+        return _Autoencoder(channels, grid, free_gain, rngs)
 
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
@@ -132,7 +131,7 @@ def autoencoder(channels: int, grid: int) -> Generator:
     return Generator(init, apply)
 
 
-def free_grid(grid: int) -> Generator:
+def free_grid(grid: int, free_gain: float = 60.0) -> Generator:
     """A logit for every cell, whatever the image: the autoencoder's ablation.
 
     Examples:
@@ -145,9 +144,9 @@ def free_grid(grid: int) -> Generator:
 
     def init(key: Array) -> Params:
         # Not zeros: equal logits have no order.
-        return {"free": jax.random.normal(key, (grid, grid)) * 0.01 / FREE_GAIN}
+        return {"free": jax.random.normal(key, (grid, grid)) * 0.01 / free_gain}
 
     def apply(params: Params, image: Array) -> Array:
-        return FREE_GAIN * params["free"]
+        return free_gain * params["free"]
 
     return Generator(init, apply)

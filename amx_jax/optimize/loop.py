@@ -44,8 +44,8 @@ class Optimized(NamedTuple):
 def make_generator(config: Config, channels: int) -> Generator:
     """The generator that the configuration names."""
     if config.generator == "autoencoder":
-        return autoencoder(channels, config.grid)
-    return free_grid(config.grid)
+        return autoencoder(channels, config.grid, config.free_gain)
+    return free_grid(config.grid, config.free_gain)
 
 
 class Optimizer:
@@ -67,7 +67,7 @@ class Optimizer:
 
         def refer(params, image: Array, target: Array) -> Reference:
             logits, activations = classifier.apply(params, image)
-            matched = {s: activations[s] for s in self.stages} if config.weights.activation else {}
+            matched = {s: activations[s] for s in self.stages} if config.objective.activation else {}
             return Reference(image, target, logits, matched)
 
         def advance(

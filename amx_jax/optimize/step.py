@@ -56,7 +56,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 
 def culprits(config: Config) -> tuple[str, ...]:
     """The names of what can be not finite, in the order in which it is looked for."""
-    weights = config.weights
+    weights = config.objective
     return (*(n for n in weights.__dataclass_fields__ if getattr(weights, n) != 0), "gradient")
 
 
@@ -104,7 +104,7 @@ def step(
     shape = (image.shape[0], image.shape[1])
     background, low, high = limits
     sampled = background
-    if config.weights.robustness:
+    if config.objective.robustness:
         blurred = blur(image, BLUR_SIGMA * shape[0])
         sampled = sample_background(jax.random.fold_in(key, number), image, blurred, low, high)
 
@@ -115,9 +115,9 @@ def step(
         mask = straight_through_mask(logits, shape, config.temperature)
         soft = soft_mask(logits, config.temperature)
         values, scores = evaluate_terms(
-            config.weights, classify, reference, mask, soft, background, sampled
+            config.objective, classify, reference, mask, soft, background, sampled
         )
-        return weighted_sum(config.weights, values), (values, scores, logits)
+        return weighted_sum(config.objective, values), (values, scores, logits)
 
     gradient, (values, scores, logits) = jax.grad(objective, has_aux=True)(state.params)
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer, state.params)

@@ -94,6 +94,32 @@ def mask_picture(mask: np.ndarray) -> np.ndarray:
     return np.where(mask, np.uint8(255), np.uint8(0))
 
 
+def explanation_pictures(
+    pixels: np.ndarray, mask: np.ndarray, background: tuple[int, int, int]
+) -> dict[str, np.ndarray]:
+    """The pictures of one explanation, by the names they are saved under.
+
+    Args:
+        pixels: uint8 ``(H, W, 3)``, the classifier's input.
+        mask: bool ``(H, W)``, true where kept.
+        background: the colour of the removed pixels, 0 … 255 each.
+
+    Returns:
+        ``input``, ``mask``, ``overlay`` and ``explanation``.
+
+    Examples:
+        >>> pixels, mask = np.zeros((5, 5, 3), np.uint8), np.eye(5, dtype=bool)
+        >>> list(explanation_pictures(pixels, mask, (127, 127, 127)))
+        ['input', 'mask', 'overlay', 'explanation']
+    """
+    return {
+        "input": pixels,
+        "mask": mask_picture(mask),
+        "overlay": overlay(pixels, mask),
+        "explanation": on_background(pixels, mask, background),
+    }
+
+
 def strip(images: Sequence[np.ndarray], labels: Sequence[str] | None = None) -> np.ndarray:
     """Pictures side by side on white, each with a caption below it if there are labels.
 
