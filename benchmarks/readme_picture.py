@@ -15,7 +15,7 @@ from amx_jax.report.pictures import strip
 
 
 def main() -> None:
-    """Photos above, the pixels that decide below."""
+    """Photos above, the pixels that decide below, their share of all pixels as caption."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("explanations", type=Path)
     parser.add_argument("picture", type=Path)
@@ -26,12 +26,12 @@ def main() -> None:
         [np.asarray(Image.open(folder / name)) for folder in folders]
         for name in ("input.png", "overlay.png")
     )
-    captions = [f"{record['target']['name']}: {record['area']:.1%}" for record in records]
+    captions = [f"{record['area']:.1%}" for record in records]
     columns = [
-        strip([np.concatenate([photo, np.full((6, photo.shape[1], 3), 255, np.uint8), cover])], [text])
-        for photo, cover, text in zip(photos, overlays, captions, strict=True)
+        np.concatenate([photo, np.full((6, photo.shape[1], 3), 255, np.uint8), cover])
+        for photo, cover in zip(photos, overlays, strict=True)
     ]
-    Image.fromarray(strip(columns)).save(options.picture, quality=88)
+    Image.fromarray(strip(columns, captions)).save(options.picture, quality=88)
 
 
 if __name__ == "__main__":
