@@ -51,7 +51,7 @@ CLASSIFIERS = {
     )
     for name, variant in efficientnet_lite.VARIANTS.items()
 }
-# Late stages carry the class; early ones only repeat the pixels (measured: benchmarks/README.md).
+# Late stages carry the class; the pixels themselves, which early ones repeat, are what a mask removes.
 MATCHED_STAGES = ("stage5", "stage6", "stage7")
 
 

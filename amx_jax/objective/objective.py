@@ -76,7 +76,7 @@ def weighted_sum(weights: Weights, values: Mapping[str, Array]) -> Array:
     """Σ weight · term over the terms that were evaluated.
 
     Examples:
-        >>> float(weighted_sum(Weights(area=2.0), {"kl": 1.0, "area": 0.25}))
+        >>> float(weighted_sum(Weights(kl=1.0, area=2.0), {"kl": 1.0, "area": 0.25}))
         1.5
     """
     return sum((getattr(weights, n) * v for n, v in values.items()), start=jnp.zeros(()))
