@@ -57,7 +57,7 @@ class Config:
         cell: side of the squares that pruning removes, in pixels; 0 for 1/28 of the input's side.
         trials: number of unseen backgrounds of each kind in the certificate.
         seed: what all randomness derives from.
-        batch_size: images optimised together; results depend on it by rounding only.
+        batch_size: images optimised together; another size rounds differently and finds other masks.
         candidates: masks tested in one forward pass while pruning and certifying.
     """
 
