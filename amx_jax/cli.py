@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from PIL import Image
+from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import (
@@ -65,8 +66,6 @@ exit status:
        classifier or class, bad weights, an output folder that takes no files
   130  interrupted; what was finished is kept\
 """
-# The share of a batch's time by which each phase ends, measured with the default configuration.
-OPTIMISED, PRUNED = 0.65, 0.83
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ class Source:
         classifier: its name; `amx classifiers` lists them.
         weights: a PyTorch state dict (legacy pickle) instead of the installed weights.
         json: print JSON for machines and nothing else on stdout.
+        cache: keep compiled programs in the user's cache folder, so that the next run need not compile.
     """
 
     photos: Annotated[
@@ -89,6 +89,7 @@ class Source:
         DisallowNone[str | None], arg(metavar="FILE", help_behavior_hint="(default: as installed)")
     ] = None
     json: FlagCreatePairsOff[bool] = False
+    cache: bool = True
 
     def find(self) -> tuple[list[Path], int]:
         """The photos, and how many were asked for; complains of the paths that give none."""
@@ -97,10 +98,14 @@ class Source:
             complain(failure.reason)
         return photos, len(photos) + len(failures)
 
-    def load(self) -> "Classifier":
-        """The classifier."""
+    def load(self, at_a_time: int = 1) -> "Classifier":
+        """The classifier, and JAX made ready to work on so many photos at a time."""
         from amx_jax.classifiers.registry import load_classifier
+        from amx_jax.lift import keep_compiled, share_cores
 
+        share_cores(at_a_time)
+        if self.cache:
+            keep_compiled(user_cache_path("amx_jax"))
         logging.getLogger("jax").setLevel(logging.ERROR)
         return load_classifier(self.classifier, self.weights)
 
@@ -135,7 +140,7 @@ class Explain(Source):
         from amx_jax.explainer import Explainer
 
         # All that can be refused is refused before the output folder is made.
-        classifier = self.load()
+        classifier = self.load(self.config.batch_size)
         if self.target is not None:
             classifier.class_index(self.target)
         explainer = Explainer(classifier, self.config)
@@ -256,7 +261,7 @@ class Run:
             with self._bar:
                 for explanation in self.explainer.stream(self._images(), targets, self._show):
                     self._write(self._opened.popleft(), explanation)
-                    self._show("writing", 1.0)
+                    self._show("writing")
         except KeyboardInterrupt:
             complain("interrupted")
             return INTERRUPTED
@@ -300,12 +305,9 @@ class Run:
         self._failed += 1
         complain(reason)
 
-    def _show(self, phase: str, share: float) -> None:
-        steps = f" {100 * share:.0f} %" if phase == "optimising" else ""
-        of_batch = {"optimising": share * OPTIMISED, "pruning": OPTIMISED}.get(phase, PRUNED)
+    def _show(self, phase: str, work: float = 0.0) -> None:
         done = self._failed + len(self.records)
-        completed = done + of_batch * len(self._opened)
-        self._bar.update(self._task, description=phase + steps, completed=completed, done=done)
+        self._bar.update(self._task, description=phase, completed=done + work, done=done)
 
 
 def outcome(done: int, total: int) -> int:

@@ -51,7 +51,10 @@ class Config:
             grows when it breaks; else keep positive logits, their number a matter of the area term.
         shrink: factor of the budget after a step whose hard mask is sufficient.
         grow: factor of the budget after a step whose hard mask is not.
-        steps: number of optimiser steps.
+        steps: number of optimiser steps, at most.
+        patience: stop an image that has a sufficient mask after so many steps without progress; 0 for
+            never.
+        progress: what counts as progress: the share by which the area of the best mask must fall.
         learning_rate: the optimiser's rate at its peak; it falls to a tenth along a cosine.
         temperature: softness of the mask whose gradient is taken, in logits.
         cell: side of the squares that pruning removes, in pixels; 0 for 1/28 of the input's side.
@@ -59,6 +62,11 @@ class Config:
         seed: what all randomness derives from.
         batch_size: images optimised together; another size rounds differently and finds other masks.
         candidates: masks tested in one forward pass while pruning and certifying.
+        chunk: images of a batch that one device computes together; 0 for one on a CPU and all
+            elsewhere.
+        dtype: of the classifier in the optimiser's steps; what is verified is always float32.
+        remat: keep only the activations between the classifier's blocks, and compute the others again
+            in the backward pass: for batches that an accelerator's memory does not hold otherwise.
     """
 
     generator: Literal["autoencoder", "grid"] = "autoencoder"
@@ -71,6 +79,8 @@ class Config:
     shrink: float = 0.98
     grow: float = 1.02
     steps: int = 200
+    patience: int = 0
+    progress: float = 0.05
     learning_rate: float = 0.003
     temperature: float = 0.5
     cell: int = 0
@@ -78,6 +88,9 @@ class Config:
     seed: int = 0
     batch_size: int = 8
     candidates: int = 8
+    chunk: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -96,12 +109,14 @@ class Config:
             ),
             ("objective", any(asdict(self.objective).values()), "at least one above 0"),
             ("generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}"),
+            ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
             ("free_gain", 0 <= self.free_gain < math.inf, "at least 0 and finite"),
             ("free_gain", self.free_gain > 0 or self.generator != "grid", "above 0 for the grid"),
             ("shrink", 0 < self.shrink <= 1, "above 0 and at most 1"),
             ("grow", self.grow >= 1, "at least 1"),
             ("grid", 4 <= self.grid <= 512, "from 4 to 512"),
-            ("cell", self.cell >= 0, "at least 0"),
+            *((name, getattr(self, name) >= 0, "at least 0") for name in ("cell", "patience", "chunk")),
+            ("progress", 0 <= self.progress < 1, "at least 0 and below 1"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
             (
                 "background",
@@ -138,6 +153,7 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
+DTYPES = ("float32", "bfloat16")
 GENERATORS = ("autoencoder", "grid")
 PRESETS = {
     "default": Config(),

@@ -8,25 +8,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from itertools import islice
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from PIL import Image
 
 from amx_jax.classifiers.classifier import Classifier
 from amx_jax.config import Config
 from amx_jax.errors import ConfigError, ImageError
+from amx_jax.lift import Devices
 from amx_jax.objective.decision import MARGIN
-from amx_jax.optimize.loop import Optimizer
+from amx_jax.optimize.loop import Optimized, Optimizer, image_keys
 from amx_jax.verify.certificate import Certificate, certify
 from amx_jax.verify.evaluator import Evaluator
-from amx_jax.verify.prune import prune, prune_all
+from amx_jax.verify.pool import Judged, Pool, Search
+from amx_jax.verify.prune import prune
 
 SCHEMA = 1
+OPTIMISED = 0.6  # the share of a photo's time by which its optimisation ends, as measured
 GRID_CELLS = 28  # the default pruning cell is 1/28 of the input's side: 8 pixels of 224
 PACKAGES = ("amx-jax", "jax", "flax", "optax", "numpy")
 Photo = Image.Image | np.ndarray
@@ -45,8 +47,9 @@ class Explanation:
         target: the explained class.
         label: its name.
         certificate: what was measured on ``mask``.
+        steps: steps that the optimiser took.
         calls: forward passes that pruning took.
-        seconds: this photo's share of its batch's time.
+        seconds: this photo's share of the time.
         classifier: its name.
         config: the whole configuration.
         cell: side of the squares it is minimal in, in pixels.
@@ -60,6 +63,7 @@ class Explanation:
     target: int
     label: str
     certificate: Certificate
+    steps: int
     calls: int
     seconds: float
     classifier: str
@@ -96,7 +100,7 @@ class Explanation:
             "components": c.components,
             "background": {"name": "#{:02x}{:02x}{:02x}".format(*rgb), "rgb": rgb},
             "seed": self.config.seed,
-            "steps": self.config.steps,
+            "steps": self.steps,
             "seconds": round(self.seconds, 3),
             "config": dataclasses.asdict(self.config),
             "versions": versions(),
@@ -114,12 +118,33 @@ class Unexplained:
     reason: str
 
 
+@dataclass
+class _Job:
+    """A photo on its way through the explainer."""
+
+    number: int
+    pixels: np.ndarray
+    name: int
+    seconds: float = 0.0
+    share: float = 0.0  # of its steps
+
+
+class _Verified(NamedTuple):
+    """What the verification of one photo found."""
+
+    sufficient: bool  # the optimiser's own hard mask
+    mask: np.ndarray
+    calls: int
+    certificate: Certificate
+
+
 class Explainer:
     """Explains a classifier's decisions, many images at once.
 
     Args:
         classifier: f, as :func:`amx_jax.load_classifier` returns it.
         config: how to search and verify.
+        devices: JAX devices of one platform that share the work; by default all there are.
 
     Raises:
         ConfigError: a stage that the classifier does not have.
@@ -133,7 +158,12 @@ class Explainer:
         ((224, 224), dtype('bool'))
     """
 
-    def __init__(self, classifier: Classifier, config: Config | None = None):
+    def __init__(
+        self,
+        classifier: Classifier,
+        config: Config | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         self.classifier, self.config = classifier, config or Config()
         config = self.config
         side = classifier.preprocess.size
@@ -145,9 +175,9 @@ class Explainer:
             raise ConfigError(
                 f"stages: found {', '.join(unknown)}, expected some of {', '.join(stages)}"
             )
-        self._logits = jax.jit(jax.vmap(lambda p, x: classifier.apply(p, x)[0], in_axes=(None, 0)))
-        self._optimizer = Optimizer(classifier, config)
-        self._evaluator = Evaluator(classifier, config.background, config.candidates)
+        shared = Devices(devices, config.chunk)
+        self._optimizer = Optimizer(classifier, config, shared)
+        self._evaluator = Evaluator(classifier, config.background, config.candidates, shared)
 
     def __call__(
         self, images: Iterable[Photo], targets: Sequence[int | str | None] | None = None
@@ -173,26 +203,81 @@ class Explainer:
         self,
         images: Iterable[Photo],
         targets: Iterable[int | str | None] | None = None,
-        on_progress: Callable[[str, float], None] = lambda phase, share: None,
+        on_progress: Callable[[str, float], None] = lambda phase, work: None,
     ) -> Iterator[Explanation | Unexplained]:
-        """The same, a batch at a time: only one batch is in memory.
+        """The same, one by one as they are ready, in order; few images are in memory at a time.
+
+        An image is optimised in one of ``batch_size`` slots, and when it meets its stopping rule
+        (:func:`amx_jax.optimize.step.finished`) the next takes its place. Candidate masks of all
+        images that are being pruned or certified share full batches.
 
         Args:
             images: as above; may be a generator.
             targets: as above.
-            on_progress: called with the phase of the present batch and the finished share of the
-                batch's work, 0 … 1.
+            on_progress: called with what was done last, ``optimising`` or ``verifying``, and how much
+                of the images under way is finished: a sum over them of 0 … 1 each.
 
         Yields:
             What :meth:`__call__` returns.
         """
-        inputs = (self._input(number, image) for number, image in enumerate(images))
-        classes = iter(targets) if targets is not None else None
-        while batch := list(islice(inputs, self.config.batch_size)):
-            given = [None] * len(batch) if classes is None else list(islice(classes, len(batch)))
-            if len(given) < len(batch):
-                raise ValueError("fewer targets than images")
-            yield from self._explain(np.stack(batch), given, on_progress)
+        coming = self._jobs(images, targets)
+        optimizer = self._optimizer.emptied()
+        slots: dict[int, _Job] = {}
+        verified: dict[int, tuple[_Job, Optimized]] = {}  # by number: being verified
+        results: dict[int, Explanation | Unexplained] = {}
+        following, more = 0, True
+
+        def judge(owners: Sequence[int], masks: Sequence[np.ndarray]) -> Judged:
+            start = time.perf_counter()
+            jobs, found = zip(*(verified[number] for number in owners), strict=True)
+            judged = self._evaluator.judge(
+                [job.pixels for job in jobs], [optimized.target for optimized in found], masks
+            )
+            for job in jobs:
+                job.seconds += (time.perf_counter() - start) / len(jobs)
+            return judged
+
+        pool = Pool(judge, self._evaluator.batch_size)
+        while True:
+            while more and optimizer.free:
+                job, target = next(coming, (None, None))
+                if job is None:
+                    more = False
+                else:
+                    slots[optimizer.put(job.pixels, target, job.name)] = job
+            if not slots and not pool:
+                break
+            if pool.waiting >= self._evaluator.batch_size or not slots:
+                for number, outcome in pool.advance():
+                    results[number] = self._explanation(*verified.pop(number), outcome)
+                phase = "verifying"
+            else:
+                for slot, optimized in advance(optimizer, slots):
+                    job = slots.pop(slot)
+                    if optimized.failure is not None:
+                        results[job.number] = Unexplained(optimized.failure)
+                        continue
+                    verified[job.number] = job, optimized
+                    pool.add(job.number, self._verify(job, optimized))
+                phase = "optimising"
+            work = sum(OPTIMISED * job.share for job in slots.values()) + OPTIMISED * len(verified)
+            on_progress(phase, work + len(results))
+            while following in results:
+                yield results.pop(following)
+                following += 1
+
+    def _jobs(self, images, targets) -> Iterator[tuple[_Job, int | None]]:
+        classes = repeat(None) if targets is None else iter(targets)
+        for number, image in enumerate(images):
+            pixels = self._input(number, image)
+            try:
+                target = next(classes)
+            except StopIteration:
+                raise ValueError("fewer targets than images") from None
+            index = None if target is None else self.classifier.class_index(target)
+            # The image's own content names it: neither its order nor its neighbours change its
+            # randomness.
+            yield _Job(number, pixels, zlib.crc32(pixels.tobytes())), index
 
     def _input(self, number: int, image: Photo) -> np.ndarray:
         if isinstance(image, Image.Image):
@@ -205,80 +290,51 @@ class Explainer:
             )
         return image
 
-    def _explain(self, pixels, given, on_progress) -> Iterator[Explanation | Unexplained]:
-        start = time.perf_counter()
-        config, count = self.config, len(pixels)
-        # A ragged last batch is padded with its own first image: one shape, one compilation.
-        padding = [0] * (config.batch_size - count)
-        chosen = [*range(count), *padding]
-        images = jnp.asarray(self.classifier.preprocess.normalize(pixels[chosen].astype(np.float32)))
-        targets = self._targets(images, [given[i] for i in chosen])
-        root = jax.random.key(config.seed)
-        # The image's own content names it: neither its order nor its neighbours change its randomness.
-        keys = jnp.stack([jax.random.fold_in(root, zlib.crc32(pixels[i].tobytes())) for i in chosen])
-        optimize_keys, certify_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    def _verify(self, job: _Job, optimized: Optimized) -> Search[_Verified]:
+        """Prune a mask if it is sufficient, and certify what is left."""
+        target, mask, ranking = optimized.target, optimized.mask, optimized.logits
 
-        optimized = self._optimizer(
-            images,
-            targets,
-            optimize_keys,
-            on_step=lambda number: on_progress("optimising", number / config.steps),
+        def robustness(mask: np.ndarray) -> dict[str, tuple[int, int]]:
+            start = time.perf_counter()
+            _, key = image_keys(self.config.seed, job.name)
+            kept = self._evaluator.robustness(job.pixels, target, mask, key, self.config.trials)
+            job.seconds += time.perf_counter() - start
+            return kept
+
+        sufficient, calls = bool((yield [mask]).margins[0] > MARGIN), 0
+        if sufficient:
+            mask, calls, _ = yield from prune(mask, ranking, self.cell)
+        certificate = yield from certify(mask, self.cell, robustness)
+        return _Verified(sufficient, mask, calls, certificate)
+
+    def _explanation(self, job: _Job, optimized: Optimized, verified: _Verified) -> Explanation:
+        return Explanation(
+            pixels=job.pixels,
+            mask=verified.mask,
+            ranking=optimized.logits,
+            optimized_mask=optimized.mask,
+            optimized_sufficient=verified.sufficient,
+            target=optimized.target,
+            label=self.classifier.labels[optimized.target],
+            certificate=verified.certificate,
+            steps=optimized.steps,
+            calls=verified.calls,
+            seconds=job.seconds,
+            classifier=self.classifier.name,
+            config=self.config,
+            cell=self.cell,
         )
-        on_progress("pruning", 1.0)
-        finite = np.array([i for i in range(count) if optimized.failures[i] is None], int)
-        masks, calls = optimized.masks.copy(), np.zeros(count, int)
 
-        def judge(owners: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-            return self._evaluator.judge(images, targets, owners, candidates)[0]
 
-        sufficient = np.zeros(count, bool)
-        sufficient[finite] = judge(finite, masks[finite]) > MARGIN
-        prunable = np.flatnonzero(sufficient)
-        searches = [prune(masks[i], optimized.logits[i], self.cell) for i in prunable]
-        outcomes = prune_all(searches, lambda owners, masks: judge(prunable[owners], masks))
-        for index, outcome in zip(prunable.tolist(), outcomes, strict=True):
-            masks[index], calls[index] = outcome.mask, outcome.calls
-        on_progress("certifying", 1.0)
-        certificates = certify(
-            self._evaluator,
-            images,
-            targets,
-            finite,
-            masks[finite],
-            certify_keys,
-            self.cell,
-            config.trials,
-        )
-        certificate_of = dict(zip(finite.tolist(), certificates, strict=True))
-        seconds = (time.perf_counter() - start) / count
-        for i in range(count):
-            failure = optimized.failures[i]
-            if failure is not None:
-                yield Unexplained(failure)
-                continue
-            yield Explanation(
-                pixels=pixels[i],
-                mask=masks[i],
-                ranking=optimized.logits[i],
-                optimized_mask=optimized.masks[i],
-                optimized_sufficient=bool(sufficient[i]),
-                target=int(targets[i]),
-                label=self.classifier.labels[int(targets[i])],
-                certificate=certificate_of[i],
-                calls=int(calls[i]),
-                seconds=seconds,
-                classifier=self.classifier.name,
-                config=config,
-                cell=self.cell,
-            )
-
-    def _targets(self, images: Array, given: Sequence[int | str | None]) -> Array:
-        top = np.asarray(jnp.argmax(self._logits(self.classifier.params, images), axis=-1))
-        chosen = [
-            top[i] if target is None else self.classifier.class_index(target)
-            for i, target in enumerate(given)
-        ]
-        return jnp.asarray(chosen, jnp.int32)
+def advance(optimizer: Optimizer, slots: dict[int, _Job]) -> Iterator[tuple[int, Optimized]]:
+    """Move every slot; yields those that are finished, and what they found."""
+    start = time.perf_counter()
+    shares = optimizer.advance()
+    for slot, job in slots.items():
+        job.seconds += (time.perf_counter() - start) / len(slots)
+        job.share = float(shares[slot])
+    for slot in [slot for slot in slots if shares[slot] == 1]:
+        yield slot, optimizer.take(slot)
 
 
 @cache

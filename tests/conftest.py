@@ -1,6 +1,7 @@
 """A real classifier, random and tiny: five classes, inputs of 32 × 32, two convolutions."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from amx_jax import Classifier, Preprocess
+
+# Before any computation. test_lift.py asks for eight, in a process of its own.
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", 2)))
 
 SIDE = 32
 LABELS = ("ant", "bee", "cat", "dog", "never")  # the last never wins
@@ -66,3 +70,17 @@ def photos() -> np.ndarray:
         row, column = rng.uniform(8, SIDE - 8, 2)
         photo[(rows - row) ** 2 + (columns - column) ** 2 < 49] += rng.normal(0, 90, 3)
     return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows with every compilation."""
+    found = []
+
+    def listen(event, duration, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(about)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -1,14 +1,18 @@
 """The certificate: every statement recomputed from the mask, one forward pass at a time."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage, special
 
+from amx_jax.lift import Devices
 from amx_jax.objective.decision import MARGIN
 from amx_jax.verify.certificate import certify
 from amx_jax.verify.evaluator import MILDEST, STRONGEST, Evaluator
+from amx_jax.verify.pool import Pool
 
 BACKGROUND = (200, 90, 30)
 CELL = 5  # 32 is no multiple: the last row and column of cells are 2 pixels wide
@@ -19,12 +23,12 @@ KINDS = ("colour", "noise", "blur")
 
 @pytest.fixture(scope="module")
 def images(tiny, photos):
-    return jnp.asarray(tiny.preprocess.normalize(photos.astype(np.float32)))
+    return tiny.preprocess.normalize(photos.astype(np.float32))
 
 
 @pytest.fixture(scope="module")
 def evaluator(tiny):
-    return Evaluator(tiny, BACKGROUND, batch_size=4)
+    return Evaluator(tiny, BACKGROUND, 4, Devices())
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,23 @@ def classify(tiny):
 
 @pytest.fixture(scope="module")
 def targets(classify, images):
-    return jnp.asarray([classify(image).argmax() for image in images], jnp.int32)
+    return [int(classify(image).argmax()) for image in images]
+
+
+def certificates_of(evaluator, photos, targets, owners, masks, cell=CELL, trials=TRIALS):
+    """Of each mask on the photo it belongs to, all at once."""
+
+    def judge(numbers, masks):
+        some = [owners[number] for number in numbers]
+        return evaluator.judge([photos[i] for i in some], [targets[i] for i in some], masks)
+
+    def robustness(owner, mask):
+        return evaluator.robustness(photos[owner], targets[owner], mask, KEYS[owner], trials)
+
+    pool = Pool(judge, evaluator.batch_size)
+    for number, (owner, mask) in enumerate(zip(owners, masks, strict=True)):
+        pool.add(number, certify(mask, cell, lambda mask, owner=owner: robustness(owner, mask)))
+    return [found for _, found in sorted(pool.drain())]
 
 
 COLOUR = (np.float32(BACKGROUND) - 127) / 128
@@ -117,26 +137,18 @@ MASKS = some_masks()
 
 
 @pytest.fixture(scope="module")
-def certificates(evaluator, images, targets):
-    """Of every mask on every image, in one call."""
-    pairs = [(owner, name) for owner in range(6) for name in MASKS]
-    found = certify(
-        evaluator,
-        images,
-        targets,
-        np.array([owner for owner, _ in pairs]),
-        np.stack([MASKS[name] for _, name in pairs]),
-        KEYS,
-        CELL,
-        TRIALS,
-    )
-    return dict(zip(pairs, found, strict=True))
+def certificates(evaluator, photos, targets):
+    """Of every mask on every photo."""
+    owners, names = zip(*((owner, name) for owner in range(6) for name in MASKS), strict=True)
+    masks = [MASKS[name] for name in names]
+    found = certificates_of(evaluator, photos, targets, owners, masks)
+    return dict(zip(zip(owners, names, strict=True), found, strict=True))
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_every_field_is_what_the_mask_alone_gives(certificates, classify, images, targets, name):
     mask = MASKS[name]
-    for owner, (image, target) in enumerate(zip(np.asarray(images), targets.tolist(), strict=True)):
+    for owner, (image, target) in enumerate(zip(images, targets, strict=True)):
         found = certificates[owner, name]
 
         def probability(seen, target=target):
@@ -172,7 +184,7 @@ def test_the_claims_hold_of_some_masks_and_not_of_others(certificates):
 def test_robustness_counts_the_backgrounds_that_keep_the_target(
     certificates, classify, images, targets, owner, kind
 ):
-    image, target = np.asarray(images[owner]), int(targets[owner])
+    image, target = images[owner], targets[owner]
     drawn = list(backgrounds(kind, image, KEYS[owner], TRIALS))
     for name in ("dust", "square", "blobs0"):
         kept = sum(keeps(classify, image, MASKS[name], target, b) for b in drawn)
@@ -184,23 +196,25 @@ def test_every_background_keeps_the_target_where_no_pixel_is_removed(certificate
         assert certificates[owner, "full"].robustness == dict.fromkeys(KINDS, (TRIALS, TRIALS))
 
 
-def test_backgrounds_do_not_depend_on_the_batch(tiny, images, targets):
+def test_backgrounds_depend_on_their_key_and_not_on_the_batch_or_the_devices(
+    tiny, evaluator, photos, targets
+):
     mask = MASKS["blobs0"]
-    results = [
-        Evaluator(tiny, BACKGROUND, batch_size).robustness(images[4], targets[4], mask, KEYS[4], TRIALS)
-        for batch_size in (3, 16)
-    ]
-    assert results[0] == results[1]
+    expected = evaluator.robustness(photos[4], targets[4], mask, KEYS[4], 40)
+    for batch_size, devices in ((3, 1), (16, 2)):
+        other = Evaluator(tiny, BACKGROUND, batch_size, Devices(jax.devices()[:devices]))
+        assert other.robustness(photos[4], targets[4], mask, KEYS[4], 40) == expected
+    assert evaluator.robustness(photos[4], targets[4], mask, KEYS[5], 40) != expected
 
 
 # --- minimality -----------------------------------------------------------------------------------
 
 
 def test_a_mask_is_minimal_until_a_cell_is_added_that_can_be_dropped_again(
-    evaluator, classify, images, targets
+    evaluator, classify, photos, images, targets
 ):
     owner = 4
-    image, target = np.asarray(images[owner]), int(targets[owner])
+    image, target = images[owner], targets[owner]
     mask = np.ones((32, 32), bool)
     while less := [m for m in squares(mask) if keeps(classify, image, m, target)]:
         mask = less[0]
@@ -210,39 +224,36 @@ def test_a_mask_is_minimal_until_a_cell_is_added_that_can_be_dropped_again(
     larger = [m for m in added if m.sum() > mask.sum() and keeps(classify, image, m, target)]
     assert 0 < mask.mean() < 0.5
     assert larger
-    masks = np.stack([mask, *larger])
-    owners = np.full(len(masks), owner)
-    first, *others = certify(evaluator, images, targets, owners, masks, KEYS, CELL, 1)
+    masks = [mask, *larger]
+    first, *others = certificates_of(evaluator, photos, targets, [owner] * len(masks), masks, trials=1)
     assert first.sufficient and first.minimal
     assert all(c.sufficient and not c.minimal for c in others)
 
 
-def test_a_mask_that_does_not_suffice_is_not_minimal(evaluator, images, tiny):
-    never = jnp.full(6, tiny.class_index("never"), jnp.int32)
-    masks = np.stack(list(MASKS.values()))
-    for c in certify(evaluator, images, never, np.zeros(len(masks), int), masks, KEYS, CELL, 1):
+def test_a_mask_that_does_not_suffice_is_not_minimal(evaluator, photos, tiny):
+    never = [tiny.class_index("never")] * 6
+    for c in certificates_of(evaluator, photos, never, [0] * len(MASKS), MASKS.values(), trials=1):
         assert not c.sufficient and not c.minimal and c.necessary
 
 
-def test_an_empty_mask_is_minimal_where_the_background_alone_has_the_class(tiny, images):
-    on_gray = Evaluator(tiny, (127, 127, 127), batch_size=4)
+def test_an_empty_mask_is_minimal_where_the_background_alone_has_the_class(tiny, photos):
+    on_gray = Evaluator(tiny, (127, 127, 127), 4, Devices())
     empty = np.zeros((2, 32, 32), bool)
-    classes = jnp.array([0, 1, 0, 0, 0, 0], jnp.int32)  # the tiny classifier sees class 0 in gray
-    held, lost = certify(on_gray, images, classes, np.array([0, 1]), empty, KEYS, CELL, 1)
+    classes = [0, 1]  # the tiny classifier sees class 0 in gray
+    held, lost = certificates_of(on_gray, photos, classes, [0, 1], empty, trials=1)
     assert held.sufficient and held.minimal
     assert not lost.sufficient and not lost.minimal
     assert held.area == held.components == 0
     assert held.probability_complement == held.probability_image
 
 
-def test_a_tie_is_neither_sufficient_nor_necessary(tiny, images):
+def test_a_tie_is_neither_sufficient_nor_necessary(tiny, photos):
     """Every class but the last has the same logit on gray, and rounding may not decide."""
     params = tiny.params | {"bias": jnp.array([0.0, 0.0, 0.0, 0.0, -100.0])}
     tied = type(tiny)("tied", tiny.apply, params, tiny.preprocess, tiny.labels, tiny.stages)
-    on_gray = Evaluator(tied, (127, 127, 127), batch_size=4)
-    masks = np.stack([MASKS["empty"], MASKS["full"]])
-    classes = jnp.zeros(6, jnp.int32)
-    empty, full = certify(on_gray, images, classes, np.array([0, 0]), masks, KEYS, CELL, 1)
+    on_gray = Evaluator(tied, (127, 127, 127), 4, Devices())
+    masks = [MASKS["empty"], MASKS["full"]]
+    empty, full = certificates_of(on_gray, photos, [0], [0, 0], masks, trials=1)
     assert not empty.sufficient
     assert not full.necessary
 
@@ -250,45 +261,63 @@ def test_a_tie_is_neither_sufficient_nor_necessary(tiny, images):
 # --- batches --------------------------------------------------------------------------------------
 
 
-def test_no_masks_have_no_certificates(evaluator, images, targets):
-    none = np.zeros((0, 32, 32), bool)
-    assert certify(evaluator, images, targets, np.zeros(0, int), none, KEYS, CELL, 1) == []
+def test_no_masks_have_no_margins(evaluator):
+    assert [len(found) for found in evaluator.judge([], [], [])] == [0, 0]
 
 
-def test_no_masks_have_no_margins(evaluator, images, targets):
-    none = np.zeros((0, 32, 32), bool)
-    assert [len(found) for found in evaluator.judge(images, targets, np.zeros(0, int), none)] == [0, 0]
-
-
-def test_position_and_neighbours_in_a_batch_change_no_bit(evaluator, images, targets):
+def test_position_and_neighbours_in_a_batch_and_the_batch_itself_change_no_bit(
+    tiny, evaluator, photos, targets
+):
     rng = np.random.default_rng(0)
-    owners = np.repeat(np.arange(6), len(MASKS))
-    masks = np.stack(list(MASKS.values()) * 6)
-    together = np.stack(evaluator.judge(images, targets, owners, masks))
-    for _ in range(3):
-        order = rng.permutation(len(masks))[: rng.integers(1, len(masks))]
-        some = np.stack(evaluator.judge(images, targets, owners[order], masks[order]))
-        np.testing.assert_array_equal(some, together[:, order])
+    pairs = [(owner, mask) for owner in range(6) for mask in MASKS.values()]
+
+    def judge(evaluator, numbers):
+        owners, masks = zip(*(pairs[number] for number in numbers), strict=True)
+        asked = [photos[owner] for owner in owners], [targets[owner] for owner in owners], masks
+        return np.stack(evaluator.judge(*asked))
+
+    alone = np.concatenate([judge(evaluator, [number]) for number in range(len(pairs))], axis=1)
+    assert len(np.unique(alone[0])) > 50
+    evaluators = [evaluator] * 6
+    for batch_size, devices in ((1, 1), (3, 1), (5, 2), (8, 2)):
+        evaluators.append(Evaluator(tiny, BACKGROUND, batch_size, Devices(jax.devices()[:devices])))
+    for some in evaluators:
+        numbers = rng.permutation(len(pairs))[: rng.integers(1, some.batch_size + 1)]
+        np.testing.assert_array_equal(judge(some, numbers), alone[:, numbers])
 
 
-def test_a_certificate_depends_on_its_own_mask_and_image_only(certificates, evaluator, images, targets):
+def test_a_batch_is_rounded_up_to_what_the_devices_share_evenly(tiny):
+    for batch_size, devices, chunk, expected in ((3, 2, 0, 4), (3, 1, 0, 3), (5, 2, 4, 8)):
+        shared = Devices(jax.devices()[:devices], chunk)
+        assert Evaluator(tiny, BACKGROUND, batch_size, shared).batch_size == expected
+
+
+def test_a_certificate_depends_on_its_own_mask_and_image_only(certificates, evaluator, photos, targets):
     for owner, name in ((3, "dust"), (0, "blobs1")):
-        alone = certify(
-            evaluator, images, targets, np.array([owner]), MASKS[name][None], KEYS, CELL, TRIALS
-        )
-        assert alone == [certificates[owner, name]]
-        others = jnp.roll(images, 1, axis=0).at[owner].set(images[owner])
-        moved = certify(
-            evaluator, others, targets, np.array([owner]), MASKS[name][None], KEYS, CELL, TRIALS
-        )
-        assert moved == alone
+        [alone] = certificates_of(evaluator, photos, targets, [owner], [MASKS[name]])
+        assert alone == certificates[owner, name]
 
 
-def test_margins_are_the_targets_lead_over_the_next_class(evaluator, classify, images, targets):
-    owners = np.array([5, 0, 3])
-    masks = np.stack([MASKS["square"], MASKS["dust"], MASKS["blobs2"]])
-    margins, probabilities = evaluator.judge(images, targets, owners, masks)
-    for owner, mask, margin, probability in zip(owners, masks, margins, probabilities, strict=True):
-        logits, target = classify(compose(np.asarray(images[owner]), mask)), int(targets[owner])
+def test_margins_are_the_targets_lead_over_the_next_class(evaluator, classify, photos, images, targets):
+    owners, masks = (5, 0, 3), [MASKS["square"], MASKS["dust"], MASKS["blobs2"]]
+    asked = [photos[owner] for owner in owners], [targets[owner] for owner in owners], masks
+    for owner, mask, margin, probability in zip(owners, masks, *evaluator.judge(*asked), strict=True):
+        logits, target = classify(compose(images[owner], mask)), targets[owner]
         assert margin == pytest.approx(logits[target] - np.delete(logits, target).max(), abs=1e-4)
         assert probability == pytest.approx(special.softmax(logits)[target], rel=1e-4)
+
+
+def test_a_place_that_no_mask_fills_costs_no_forward_pass(tiny, photos, targets):
+    """On a CPU, where images go one by one."""
+    passes = []
+
+    def counting(params, image):
+        jax.debug.callback(lambda: passes.append(1))
+        return tiny.apply(params, image)
+
+    counted = Evaluator(replace(tiny, apply=counting), BACKGROUND, 8, Devices(chunk=1))
+    for count in (1, 5, 8):
+        counted.judge([photos[0]] * count, [targets[0]] * count, [MASKS["dust"]] * count)
+        jax.effects_barrier()
+        assert len(passes) == count
+        del passes[:]

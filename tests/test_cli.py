@@ -76,9 +76,10 @@ def amx(*arguments) -> Outcome:
 
 @pytest.fixture(autouse=True, scope="module")
 def terminal():
-    """80 columns, no colour."""
+    """80 columns, no colour, and no folder of this user's for compiled programs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
+        patch.setattr("amx_jax.lift.keep_compiled", lambda folder: None)
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
             patch.delenv(name, raising=False)
         yield
@@ -504,6 +505,8 @@ def test_every_field_of_the_configuration_is_an_option_of_its_name():
         "shrink": 0.5,
         "grow": 1.5,
         "steps": 3,
+        "patience": 2,
+        "progress": 0.5,
         "learning_rate": 0.1,
         "temperature": 0.25,
         "cell": 4,
@@ -511,6 +514,9 @@ def test_every_field_of_the_configuration_is_an_option_of_its_name():
         "seed": 6,
         "batch_size": 9,
         "candidates": 2,
+        "chunk": 3,
+        "dtype": "bfloat16",
+        "remat": True,
     }
     assert set(chosen) == {field.name for field in dataclasses.fields(Config)}
     arguments = ["explain", "photo.png"]
@@ -584,6 +590,7 @@ def test_the_installed_command_explains_a_real_photo(tmp_path):
     command = Path(sys.executable).with_name("amx")
     shutil.copy(bundled_photos()[1], tmp_path)
     arguments = ["explain", "coffee.png", "--steps", "30", "--trials", "1", "--batch-size", "1"]
+    arguments += ["--no-cache"]
     result = subprocess.run([command, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert "espresso" in result.stdout
@@ -593,3 +600,20 @@ def test_the_installed_command_explains_a_real_photo(tmp_path):
     check_probabilities(folder / "coffee", record, load_classifier())
     assert record["sufficient"] and record["minimal"]["holds"]
     assert mask.shape == (224, 224) and 0 < record["area"] < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the cache has another place")
+def test_compiled_programs_are_kept_for_the_next_run_unless_told_otherwise(tmp_path):
+    command = [sys.executable, "-m", "amx_jax", "classify", bundled_photos()[0]]
+    kept = []
+    for options in (["--no-cache"], [], []):
+        result = subprocess.run(
+            [*command, *options],
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        kept.append([name for name in files_in(tmp_path) if name.endswith("-cache")])
+    assert kept[0] == [] and kept[1] == kept[2] != []

@@ -16,6 +16,8 @@ WRONG = {
     "shrink": (0.0, -0.5, 1.01, NAN),
     "grow": (0.99, -1.0, INF, NAN),
     "steps": (0, -1),
+    "patience": (-1,),
+    "progress": (-0.01, 1.0, INF, NAN),
     "learning_rate": (0.0, -0.1, INF, NAN),
     "temperature": (0.0, -0.5, INF, NAN),
     "cell": (-1,),
@@ -23,8 +25,11 @@ WRONG = {
     "seed": (-1, 2**32),
     "batch_size": (0, -8),
     "candidates": (0, -1),
+    "chunk": (-1,),
+    "dtype": ("float16", "float64", ""),
 }
-CHECKED_ELSEWHERE = {"stages", "objective", "budget"}  # by the classifier, below, and by the type
+# By the classifier, below, and the last two by their type.
+CHECKED_ELSEWHERE = {"stages", "objective", "budget", "remat"}
 AT_THE_EDGE = {
     "grid": (4, 512),
     "background": ((0, 0, 0), (255, 255, 255)),
@@ -32,6 +37,8 @@ AT_THE_EDGE = {
     "shrink": (1e-6, 1.0),
     "grow": (1.0, 100.0),
     "steps": (1,),
+    "patience": (0, 1),
+    "progress": (0.0, 0.999),
     "learning_rate": (1e-9,),
     "temperature": (1e-9,),
     "cell": (0, 1),
@@ -39,6 +46,8 @@ AT_THE_EDGE = {
     "seed": (0, 2**32 - 1),
     "batch_size": (1,),
     "candidates": (1,),
+    "chunk": (0, 1),
+    "dtype": ("float32", "bfloat16"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amx_jax import Config, Explainer, Explanation, Unexplained, Weights
+from amx_jax import Config, Explainer, Explanation, Unexplained, Weights, load_classifier
+from amx_jax.data.photos import bundled_photos, read_photo
 from amx_jax.errors import ConfigError, ImageError, UnknownNameError
+from amx_jax.verify.evaluator import Evaluator
 
 CONFIG = Config(
     generator="grid",
@@ -50,7 +53,7 @@ def explainer(tiny):
 
 @pytest.fixture(scope="module")
 def explanations(explainer, photos):
-    """Of all six photos: a full batch and a ragged one."""
+    """Of all six photos, in four slots."""
     return explainer(list(photos))
 
 
@@ -70,13 +73,8 @@ def assert_same(first, second):
     """Byte for byte, but for the time it took."""
     for name in ("pixels", "mask", "ranking", "optimized_mask"):
         assert getattr(first, name).tobytes() == getattr(second, name).tobytes(), name
-    for name in ("target", "label", "certificate", "calls", "optimized_sufficient", "config", "cell"):
+    for name in ("target", "label", "certificate", "steps", "calls", "optimized_sufficient", "cell"):
         assert getattr(first, name) == getattr(second, name), name
-
-
-def overlap(first, second):
-    either = (first | second).sum()
-    return (first & second).sum() / either if either else 1.0
 
 
 # --- what an explanation says ---------------------------------------------------------------------
@@ -94,6 +92,7 @@ def test_every_photo_has_a_smaller_mask_that_keeps_its_top_class(explanations, c
         assert explanation.mask.mean() <= explanation.optimized_mask.mean() < 0.5
         assert np.array_equal(explanation.ranking > 0, explanation.optimized_mask)
         assert explanation.calls > 0 and explanation.seconds > 0
+        assert explanation.steps == 12
 
 
 def test_any_class_can_be_asked_for_and_the_answer_is_honest(explainer, classify, photos):
@@ -115,6 +114,18 @@ def test_a_class_that_no_mask_gives_is_said_to_have_none(explainer, photos):
     assert not (certificate.sufficient or certificate.minimal or explanation.optimized_sufficient)
     assert explanation.mask.all() and certificate.area == 1
     assert explanation.calls == 0
+
+
+def test_what_is_said_is_of_the_float32_classifier_whatever_the_steps_were_computed_in(
+    tiny, classify, photos
+):
+    explainer = Explainer(tiny, replace(CONFIG, dtype="bfloat16", remat=True))
+    for pixels, explanation in zip(photos, explainer(photos), strict=True):
+        target, seen = explanation.target, classify(pixels, explanation.mask)
+        assert target == classify(pixels).argmax() == seen.argmax()
+        assert explanation.certificate.sufficient
+        assert explanation.certificate.probability_explanation == pytest.approx(seen[target], rel=1e-4)
+        assert explanation.optimized_mask.mean() < 0.5
 
 
 # --- the record -----------------------------------------------------------------------------------
@@ -207,6 +218,17 @@ def test_number_order_and_neighbours_of_the_photos_change_no_byte(explainer, exp
 
 
 @pytest.mark.slow
+def test_nor_do_they_or_batches_and_devices_for_a_real_classifier():
+    photos = [read_photo(path) for path in bundled_photos()][:3]
+    config = Config(steps=30, shrink=0.9, patience=5, trials=2, batch_size=1)
+    alone = Explainer(load_classifier(), config, jax.devices()[:1])(photos)
+    together = Explainer(load_classifier(), replace(config, batch_size=2))(photos[::-1])[::-1]
+    for first, second in zip(alone, together, strict=True):
+        assert first.certificate.sufficient and first.certificate.minimal
+        assert_same(first, second)
+
+
+@pytest.mark.slow
 def test_nor_do_they_where_each_photo_trains_an_autoencoder(tiny, photos):
     explainer = Explainer(tiny, replace(CONFIG, generator="autoencoder"))
     together = explainer(list(photos))
@@ -228,12 +250,59 @@ def test_another_seed_searches_elsewhere(tiny, explanations, photos):
     assert all(other.certificate.sufficient for other in others)
 
 
-def test_another_batch_size_rounds_differently_and_no_more(tiny, explanations, photos):
-    others = Explainer(tiny, replace(CONFIG, batch_size=2, candidates=5))(list(photos))
-    pairs = list(zip(explanations, others, strict=True))
-    assert [a.target for a, _ in pairs] == [b.target for _, b in pairs]
-    assert np.mean([overlap(a.optimized_mask, b.optimized_mask) for a, b in pairs]) > 0.9
-    assert np.median([overlap(a.mask, b.mask) for a, b in pairs]) > 0.9
+EARLY = replace(CONFIG, steps=40, patience=4, progress=0.2)
+
+
+@cache
+def impatient(classifier, batch_size, devices, candidates):
+    config = replace(EARLY, batch_size=batch_size, candidates=candidates)
+    return Explainer(classifier, config, jax.devices()[:devices])
+
+
+@pytest.fixture(scope="module")
+def early(tiny, photos):
+    """Of all six photos, each alone in the one slot of the one device."""
+    explainer = impatient(tiny, 1, 1, 1)
+    return [explanation for photo in photos for explanation in explainer([photo])]
+
+
+def test_an_impatient_search_ends_where_the_photo_lets_it_and_its_masks_are_as_good(early, classify):
+    assert len({explanation.steps for explanation in early}) > 2
+    for explanation in early:
+        assert 4 <= explanation.steps < 40
+        assert explanation.certificate.sufficient and explanation.certificate.minimal
+        assert classify(explanation.pixels, explanation.mask).argmax() == explanation.target
+        assert explanation.record("a.png")["steps"] == explanation.steps
+
+
+@pytest.mark.parametrize(("batch_size", "devices", "candidates"), [(2, 1, 5), (3, 2, 3), (8, 1, 16)])
+def test_neither_the_batch_nor_the_devices_nor_the_neighbours_in_a_slot_change_a_byte(
+    tiny, photos, early, batch_size, devices, candidates
+):
+    """On a CPU, where images go one by one, and with slots that are filled again and again."""
+    order = [3, 0, 5, 1, 4, 2, 0]
+    found = impatient(tiny, batch_size, devices, candidates)(photos[order])
+    for index, explanation in zip(order, found, strict=True):
+        assert_same(explanation, early[index])
+
+
+def test_a_search_for_sturdy_masks_gives_the_same_bytes_in_any_order(tiny, photos):
+    only = Weights(**dict.fromkeys(asdict(CONFIG.objective), 0.0) | {"robustness": 1.0})
+    explainer = Explainer(tiny, replace(EARLY, objective=only, batch_size=2))
+    explanations = explainer(photos)
+    assert any(explanation.certificate.sufficient for explanation in explanations)
+    for first, second in zip(explanations, explainer(photos[::-1])[::-1], strict=True):
+        assert_same(first, second)
+
+
+def test_a_chunk_of_many_rounds_differently_and_no_more(tiny, explanations, photos):
+    others = Explainer(tiny, replace(CONFIG, chunk=2))(list(photos))
+    for first, second in zip(explanations, others, strict=True):
+        assert first.target == second.target and second.certificate.sufficient
+        both, either = (
+            how(first.optimized_mask, second.optimized_mask).sum() for how in (np.minimum, np.maximum)
+        )
+        assert both / either > 0.9
 
 
 # --- targets --------------------------------------------------------------------------------------
@@ -290,7 +359,7 @@ def test_an_array_that_is_no_input_is_refused_by_its_position(explainer, photos,
     assert "(32, 32, 3)" in message
 
 
-def test_the_position_counts_on_from_batch_to_batch(explainer, photos):
+def test_the_position_counts_on_from_slot_to_slot(explainer, photos):
     with pytest.raises(ImageError, match="image 5: "):
         explainer([*photos[:5], photos[5][:16]])
 
@@ -324,7 +393,7 @@ def test_an_image_that_is_not_finite_is_unexplained_and_the_others_are_not_chang
     assert_same(found[0], first)
     assert_same(found[2], second)
     assert isinstance(first, Explanation)
-    # Also where it fills the rest of the batch, and where nothing else is in it.
+    # Also where nothing else is in its batch.
     assert explainer([GRAY, photos[0]])[0] == found[1]
     assert explainer([GRAY, GRAY]) == [found[1]] * 2
 
@@ -341,25 +410,103 @@ def test_no_images_have_no_explanations(explainer):
     assert explainer([]) == []
 
 
-def test_a_batch_is_drawn_when_the_one_before_has_been_given_out(explainer, explanations, photos):
-    drawn = []
+class Watched:
+    """Photos that tell when they are drawn, and what the explainer did until then."""
 
-    def images():
-        for index in range(6):
-            drawn.append(index)
-            yield photos[index]
+    def __init__(self, photos):
+        self.photos, self.drawn, self.done = photos, 0, []
 
-    stream = explainer.stream(images(), (None for _ in range(6)))
-    assert drawn == []
+    def __iter__(self):
+        for photo in self.photos:
+            self.drawn += 1
+            self.done.append("draw")
+            yield photo
+
+    def on_progress(self, phase, work):
+        self.done.append(phase)
+
+
+def test_a_photo_is_drawn_when_a_slot_is_free_for_it(explainer, explanations, photos):
+    watched = Watched(photos)
+    stream = explainer.stream(watched, (None for _ in range(6)), watched.on_progress)
+    assert watched.drawn == 0
     for index, explanation in enumerate(stream):
-        assert len(drawn) == (4 if index < 4 else 6)
         assert_same(explanation, explanations[index])
+    advances = 3 * ["optimising"]  # of 4 steps: in twelve all photos end together
+    optimising = [what for what in watched.done if what != "verifying"]
+    assert optimising == [*4 * ["draw"], *advances, *2 * ["draw"], *advances]
 
 
-def test_progress_goes_from_the_first_step_to_the_whole_batch(explainer, photos):
+def test_a_photo_that_stops_early_leaves_its_slot_to_the_next_and_never_are_there_more(
+    tiny, early, photos
+):
+    explainer = impatient(tiny, 2, 1, 5)
+    watched = Watched(photos)
+    found = list(explainer.stream(watched, on_progress=watched.on_progress))
+    for first, second in zip(found, early, strict=True):
+        assert_same(first, second)
+    # The first that is free takes the next, as at the counters of a bank.
+    until, expected = [0, 0], []
+    for explanation in early:
+        start = min(until)
+        expected.append(start)
+        until[until.index(start)] = start + -(-explanation.steps // 4)
+    events = [what for what in watched.done if what != "verifying"]
+    draws = [position for position, what in enumerate(events) if what == "draw"]
+    assert [position - number for number, position in enumerate(draws)] == expected
+    assert events.count("optimising") == max(until)
+    full = sum(-(-explanation.steps // 4) for explanation in early)
+    assert max(until) < full  # so that the slots have worked side by side
+
+
+def test_masks_are_judged_in_full_batches_until_no_photo_is_left_to_optimise(tiny, photos, monkeypatch):
+    watched, judge = Watched(photos), Evaluator.judge
+
+    def counted(self, pixels, targets, masks):
+        watched.done.append(len(masks))
+        return judge(self, pixels, targets, masks)
+
+    monkeypatch.setattr(Evaluator, "judge", counted)
+    list(impatient(tiny, 2, 1, 5).stream(watched, on_progress=watched.on_progress))
+    last = len(watched.done) - watched.done[::-1].index("optimising")
+    while_optimising, after = (
+        [what for what in part if isinstance(what, int)]
+        for part in (watched.done[:last], watched.done[last:])
+    )
+    assert set(while_optimising) == {5} and len(while_optimising) > 3
+    assert max(after) <= 5
+
+
+def test_progress_goes_from_the_first_step_to_all_photos(explainer, photos):
     seen = []
-    list(explainer.stream(photos[:2], on_progress=lambda phase, share: seen.append((phase, share))))
-    shares = [share for _, share in seen]
-    assert shares == sorted(shares)
-    assert 0 < shares[0] < shares[-1] == 1
-    assert len({phase for phase, _ in seen}) > 1
+    list(explainer.stream(photos, on_progress=lambda phase, work: seen.append((phase, work))))
+    assert {phase for phase, _ in seen} == {"optimising", "verifying"}
+    assert 0 < seen[0][1] < 1
+    assert all(0 <= work <= 6 for _, work in seen)
+
+
+def test_an_explainer_that_was_interrupted_or_refused_a_photo_explains_the_next_as_ever(
+    explainer, explanations, photos
+):
+    for _ in range(3):
+        next(explainer.stream(photos))
+        with pytest.raises(ImageError):
+            explainer([*photos[:3], photos[3][:16]])
+    for first, second in zip(explainer(photos), explanations, strict=True):
+        assert_same(first, second)
+
+
+def test_two_streams_of_one_explainer_do_not_meet(explainer, explanations, photos):
+    both = zip(explainer.stream(photos), explainer.stream(photos[::-1]), strict=True)
+    for index, (first, second) in enumerate(both):
+        assert_same(first, explanations[index])
+        assert_same(second, explanations[5 - index])
+
+
+def test_photos_after_the_first_compile_nothing(tiny, photos, compilations):
+    explainer = Explainer(tiny, replace(EARLY, batch_size=2))
+    explainer(photos[:1])
+    assert compilations  # so that the list can grow
+    del compilations[:]
+    assert len(explainer(photos)) == 6
+    assert compilations == []

@@ -24,8 +24,11 @@ class Compiled:
     """A generator's functions, compiled once for all tests; the loss is any that needs all logits."""
 
     def __init__(self, generator):
+        def apply(params, image):
+            return generator.apply(params, generator.see(image))
+
         def loss(params, image):
-            logits = generator.apply(params, image)
+            logits = apply(params, image)
             return jnp.sum(WEIGHT * logits**2), logits
 
         def second_of_batch(params, images):
@@ -33,7 +36,7 @@ class Compiled:
             return losses[1]
 
         self.init = jax.jit(jax.vmap(generator.init))
-        self.logits = jax.jit(jax.vmap(generator.apply))
+        self.logits = jax.jit(jax.vmap(apply))
         self.gradient = jax.jit(jax.grad(loss, has_aux=True))
         self.gradients = jax.jit(jax.vmap(jax.grad(loss, has_aux=True)))
         self.gradient_of_second = jax.jit(jax.grad(second_of_batch))
@@ -186,9 +189,13 @@ def test_every_cell_has_a_logit_that_can_be_moved_alone(name):
 def test_images_of_any_size_give_logits_of_the_grids_size(name, grid):
     generator = MAKERS[name](grid)
     params = jax.eval_shape(generator.init, jax.random.key(0))
+    views = set()
     for shape in ((32, 32, 3), (224, 224, 3), (260, 260, 3), (48, 20, 3)):
-        logits = jax.eval_shape(generator.apply, params, jax.ShapeDtypeStruct(shape, jnp.float32))
+        seen = jax.eval_shape(generator.see, jax.ShapeDtypeStruct(shape, jnp.float32))
+        logits = jax.eval_shape(generator.apply, params, seen)
         assert (logits.shape, logits.dtype) == ((grid, grid), jnp.float32)
+        views.add(seen.shape)
+    assert len(views) == 1  # the image's size ends here: a step depends on the grid's alone
 
 
 def test_an_enlarged_image_has_the_logits_of_the_image():

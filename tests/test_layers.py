@@ -7,23 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis.extra import numpy as arrays
 
 from amx_jax.classifiers.layers import (
     Conv,
     DepthwiseConv,
     Linear,
-    _grouped_depthwise,
-    _shift_and_add_depthwise,
-    _shift_and_add_input_gradient,
     convolve,
-    depthwise_convolve,
+    depthwise_relu6,
+    pack_bits,
     relu6,
     same_padding,
+    unpack_bits,
 )
 
 GEOMETRIES = [
     ((1, 2), 5, 1),
     ((1, 2), 5, 2),
+    ((16, 6), 3, 1),
     *itertools.product([(5, 8), (9, 7)], (1, 3, 5), (1, 2)),
 ]
 geometries = pytest.mark.parametrize(("size", "side", "stride"), GEOMETRIES)
@@ -50,8 +52,10 @@ def torch_convolution(x: torch.Tensor, kernel: torch.Tensor, stride: int, groups
     )
 
 
-def torch_depthwise(x: torch.Tensor, kernel: torch.Tensor, stride: int) -> torch.Tensor:
-    return torch_convolution(x, kernel[:, :, None], stride, groups=x.shape[-1])
+def torch_depthwise_relu6(x, kernel, bias, stride: int) -> torch.Tensor:
+    return torch.nn.functional.relu6(
+        torch_convolution(x, kernel[:, :, None], stride, groups=x.shape[-1]) + bias
+    )
 
 
 def normal(*shape: int) -> jax.Array:
@@ -98,32 +102,34 @@ def test_convolve_and_both_its_gradients_are_pytorchs(size, side, stride):
 
 
 @geometries
-def test_depthwise_convolve_in_either_form_and_its_input_gradient_are_pytorchs(size, side, stride):
-    x, kernel = normal(*size, 4), normal(side, side, 4)
+@pytest.mark.parametrize("form", ["cpu", "default"])
+def test_depthwise_relu6_in_either_form_and_its_input_gradient_are_pytorchs(
+    size, side, stride, form, monkeypatch
+):
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, **forms: forms[form](*inputs))
+    x, kernel, bias = 3 * normal(*size, 4), normal(side, side, 4), normal(4)
     gradient = normal(*outputs_of(size, stride), 4)
-    expected, (in_input, _) = with_gradients(
-        lambda x, kernel: torch_depthwise(x, kernel, stride), gradient, x, kernel
+    expected, (in_input, *_) = with_gradients(
+        lambda *inputs: torch_depthwise_relu6(*inputs, stride), gradient, x, kernel, bias
     )
 
     @jax.jit
-    def run(x, kernel, gradient):
-        value, pull = jax.vjp(lambda x: depthwise_convolve(x, kernel, stride), x)
-        grouped, pull_grouped = jax.vjp(lambda x: _grouped_depthwise(x, kernel, stride), x)
-        shifted = _shift_and_add_depthwise(x, kernel, stride)
-        shifted_in_input = _shift_and_add_input_gradient(gradient, kernel, stride, x.shape)
-        values = [value, grouped, shifted]
-        return values, [*pull(gradient), *pull_grouped(gradient), shifted_in_input]
+    def run(x, kernel, bias, gradient):
+        value, pull = jax.vjp(lambda x: depthwise_relu6(x, kernel, bias, stride), x)
+        return value, *pull(gradient)
 
-    values, gradients = run(x, kernel, gradient)
-    for value, got_in_input in zip(values, gradients, strict=True):
-        np.testing.assert_allclose(value, expected, rtol=0, atol=2e-5)
-        np.testing.assert_allclose(got_in_input, in_input, rtol=0, atol=2e-5)
+    inputs = (x, kernel, bias, gradient)
+    assert ("stablehlo.convolution" in run.lower(*inputs).as_text()) == (form == "default")
+    value, got_in_input = run(*inputs)
+    assert (expected == 0).any() and ((expected > 0) & (expected < 6)).any()
+    np.testing.assert_allclose(value, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(got_in_input, in_input, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("platform", "grouped"), [("cpu", False), ("tpu", True), ("cuda", True)])
 def test_each_platform_gets_its_form_forward_and_backward_alone_and_in_batches(platform, grouped):
     def forward(x):
-        return depthwise_convolve(x, normal(3, 3, 4), 2)
+        return depthwise_relu6(x, normal(3, 3, 4), normal(4), 2)
 
     def backward(gradient):
         return jax.vjp(forward, jnp.zeros((6, 6, 4)))[1](gradient)
@@ -139,7 +145,8 @@ def test_vmap_is_a_loop_forward_and_backward(stride):
     images, kernel, depthwise = normal(3, 7, 6, 4), normal(3, 3, 4, 5), normal(3, 3, 4)
     for function in (
         lambda x: convolve(x, kernel, stride),
-        lambda x: depthwise_convolve(x, depthwise, stride),
+        lambda x: depthwise_relu6(x, depthwise, normal(4), stride),
+        relu6,
     ):
 
         def both(x, function=function):
@@ -163,21 +170,22 @@ def test_vmap_over_kernels_is_a_loop():
         np.testing.assert_allclose(batch, in_kernel(x, kernel), rtol=0, atol=1e-5)
 
 
-def test_a_depthwise_kernel_is_constant_its_gradient_is_zero():
-    x, kernel = normal(5, 5, 4), normal(3, 3, 4)
-    gradient = jax.grad(lambda kernel: jnp.sum(depthwise_convolve(x, kernel, 2)))(kernel)
-    assert gradient.shape == kernel.shape and not gradient.any()
+def test_a_depthwise_kernel_and_its_bias_are_constant_their_gradients_are_zero():
+    x, kernel, bias = normal(5, 5, 4), normal(3, 3, 4), normal(4)
+    gradients = jax.grad(lambda *constants: jnp.sum(depthwise_relu6(x, *constants, 2)), (0, 1))
+    for constant, gradient in zip((kernel, bias), gradients(kernel, bias), strict=True):
+        assert gradient.shape == constant.shape and not gradient.any()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_element_type_of_the_input_is_kept_forward_and_backward(dtype, stride):
-    x, kernel, depthwise = (
-        jnp.asarray(normal(*s), dtype) for s in [(5, 5, 4), (3, 3, 4, 2), (3, 3, 4)]
+    x, kernel, depthwise, bias = (
+        jnp.asarray(normal(*s), dtype) for s in [(5, 5, 4), (3, 3, 4, 2), (3, 3, 4), (4,)]
     )
     for function in (
         lambda x: convolve(x, kernel, stride),
-        lambda x: depthwise_convolve(x, depthwise, stride),
+        lambda x: depthwise_relu6(x, depthwise, bias, stride),
         relu6,
     ):
 
@@ -196,16 +204,55 @@ def test_modules_add_their_bias_to_their_kernels_product():
         module.bias[...] = bias[: module.bias.shape[0]]
     expected = torch_convolution(float64(x), float64(conv.kernel[...]), 2, groups=1) + float64(bias)
     np.testing.assert_allclose(conv(x), expected, rtol=0, atol=2e-5)
-    expected = torch_depthwise(float64(x), float64(depthwise.kernel[...]), 2) + float64(bias[:4])
+    expected = torch_depthwise_relu6(float64(x), float64(depthwise.kernel[...]), float64(bias[:4]), 2)
     np.testing.assert_allclose(depthwise(x), expected, rtol=0, atol=2e-5)
     expected = torch.einsum("io,i->o", float64(linear.kernel[...]), float64(x[0, 0])) + float64(bias)
     np.testing.assert_allclose(linear(x[0, 0]), expected, rtol=0, atol=2e-5)
 
 
-def test_relu6_is_pytorchs_also_in_its_gradient():
-    x = jnp.linspace(-3, 9, 25) + 0.01  # off the kinks
-    gradient = normal(25)
+@pytest.mark.parametrize("rows", [1, 7, 8, 16])
+def test_relu6_is_pytorchs_also_in_its_gradient(rows):
+    least = np.finfo(np.float32).tiny
+    kinks = [-least, 0, least, *(np.nextafter(np.float32(6), np.float32(end)) for end in (0, 9)), 6]
+    x = np.concatenate([np.linspace(-3, 9, 122), kinks]).astype(np.float32)
+    x = jnp.asarray(np.resize(x, (rows, 128)))
+    gradient = normal(rows, 128)
     expected, (in_input,) = with_gradients(torch.nn.functional.relu6, gradient, x)
     value, pull = jax.vjp(relu6, x)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    np.testing.assert_allclose(pull(gradient)[0], in_input, rtol=1e-6)
+    np.testing.assert_array_equal(value, expected.astype(np.float32))
+    np.testing.assert_array_equal(pull(gradient)[0], np.where((x > 0) & (x < 6), gradient, 0))
+    np.testing.assert_array_equal(pull(gradient)[0], in_input)
+
+
+def test_what_is_not_a_number_stays_so_and_nothing_else_becomes_it():
+    x = jnp.zeros((4, 4, 2)).at[0, 0, 0].set(jnp.nan)
+    for function, reached in (
+        (relu6, 1),
+        (lambda x: depthwise_relu6(x, jnp.ones((3, 3, 2)), jnp.zeros(2)), 2),
+    ):
+        found = np.isnan(jax.jit(function)(x))
+        assert found[:reached, :reached, 0].all() and found.sum() == reached**2
+
+
+# --- the slopes of ReLU6, a bit each --------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays.arrays(bool, arrays.array_shapes(min_dims=1, max_dims=3, max_side=40)))
+def test_packed_bits_unpack_to_what_they_were_at_any_height(mask):
+    packed = pack_bits(jnp.asarray(mask))
+    assert packed.dtype == jnp.uint8
+    np.testing.assert_array_equal(unpack_bits(packed, mask.shape), mask)
+
+
+def test_as_many_rows_share_a_byte_as_divide_the_height():
+    for height in range(1, 65):
+        packed = jax.eval_shape(pack_bits, jax.ShapeDtypeStruct((height, 2), bool))
+        rows, rest = divmod(height, packed.shape[0])
+        assert rest == 0 and rows == max(n for n in range(1, 9) if height % n == 0)
+
+
+def test_the_backward_pass_of_relu6_keeps_a_bit_an_element():
+    """Of an (8, 6, 4) array 24 bytes, where the derivative of a clip would keep 768."""
+    _, pull = jax.vjp(relu6, normal(8, 6, 4))
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(pull)) == 24

@@ -1,7 +1,9 @@
 """The search: it keeps the smallest sufficient mask it meets, each image on its own."""
 
+from collections import deque
 from dataclasses import replace
 from functools import cache, partial
+from itertools import pairwise, repeat
 from typing import NamedTuple
 
 import chex
@@ -9,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 from amx_jax import Classifier, Config, Weights, preset
+from amx_jax.classifiers.classifier import BLOCK
+from amx_jax.lift import Devices
 from amx_jax.masks.composition import blur, sample_background
 from amx_jax.masks.hardening import hard_mask
 from amx_jax.objective.decision import MARGIN
 from amx_jax.objective.objective import Reference
+from amx_jax.optimize import loop
 from amx_jax.optimize import step as one
-from amx_jax.optimize.loop import Optimizer, make_generator
+from amx_jax.optimize.loop import Optimized, Optimizer, image_keys, make_generator
 
 GRAY = np.zeros(3, np.float32)  # the background, in the classifier's input space
 LIMITS = (GRAY, *(np.full(3, value, np.float32) for value in (-127 / 128, 1)))
@@ -62,7 +68,36 @@ def images(tiny, photos):
 
 @pytest.fixture(scope="module")
 def targets(tiny, images):
-    return jnp.asarray([int(tiny.apply(tiny.params, image)[0].argmax()) for image in images], jnp.int32)
+    return [int(tiny.apply(tiny.params, image)[0].argmax()) for image in images]
+
+
+@cache
+def optimizer(classifier: Classifier, config: Config, devices: int = 2) -> Optimizer:
+    """Tests of one configuration share its compiled functions."""
+    return Optimizer(classifier, config, Devices(jax.devices()[:devices]))
+
+
+TOP = repeat(None)  # for each image its top class
+
+
+def run(search: Optimizer, photos, targets=TOP, names=range(6)) -> list[Optimized]:
+    """The outcome of each image, the next in line in every slot that is free."""
+    waiting = deque(enumerate(zip(photos, targets, names, strict=False)))
+    under_way, outcomes = {}, {}
+    while waiting or under_way:
+        while waiting and search.free:
+            index, image = waiting.popleft()
+            under_way[search.put(*image)] = index
+        shares = search.advance()
+        for slot in [slot for slot in under_way if shares[slot] == 1]:
+            outcomes[under_way.pop(slot)] = search.take(slot)
+    return [outcomes[index] for index in sorted(outcomes)]
+
+
+def assert_same(first: Optimized, second: Optimized) -> None:
+    """Bit for bit."""
+    chex.assert_trees_all_equal(first._replace(failure=""), second._replace(failure=""))
+    assert first.failure == second.failure
 
 
 # --- one image by hand, step by step --------------------------------------------------------------
@@ -79,7 +114,6 @@ class Visited(NamedTuple):
 
 
 harden = jax.jit(partial(hard_mask, shape=(32, 32)))
-optimizer = cache(Optimizer)  # tests of one configuration share its compiled functions
 
 
 @cache
@@ -94,16 +128,19 @@ def by_hand(classifier, config, image, target, key, budget=1.0, steps=None) -> l
     generator, classify, advance = compiled(classifier, config)
     reference = Reference(image, target, *classify(image))
     init_key, step_key = jax.random.split(key)
+    problem = one.pose(config, generator, reference, step_key)
     state = one.init(config, generator, init_key)._replace(budget=jnp.float32(budget))
     visited = []
-    for number in range(steps or config.steps):
-        logits = np.asarray(generator.apply(state.params, image))
+    for _ in range(steps or config.steps):
+        if int(state.failed) >= 0:
+            break
+        logits = np.asarray(generator.apply(state.params, generator.see(image)))
         if config.budget:  # the n-th largest logits are above the threshold
             dropped = int(np.floor((1 - np.asarray(state.budget)) * logits.size))
             logits = logits - (np.sort(logits.ravel())[dropped - 1] if dropped else logits.min() - 1)
         mask = np.asarray(harden(logits))
         z = np.asarray(classify(jnp.where(mask[..., None], image, GRAY))[0], np.float64)
-        after = advance(reference, state, step_key, number)
+        after = advance(problem, state)
         visited.append(
             Visited(
                 mask=mask,
@@ -129,38 +166,48 @@ def test_the_smallest_sufficient_mask_of_all_steps_is_kept(tiny, images, targets
     assert smallest.mean() < 0.3
 
 
-def test_the_batched_loop_is_the_loop_by_hand_of_each_image(tiny, images, targets):
-    brief = replace(CONFIG, steps=8)  # rounding differs, and in more steps it adds up
-    outcome = optimizer(tiny, brief)(images, targets, KEYS)
-    assert outcome.failures == [None] * 6
-    assert outcome.found.all()
-    for index in range(6):
-        last = by_hand(tiny, brief, images[index], targets[index], KEYS[index])[-1].after
+@pytest.mark.parametrize("config", [CONFIG, PAPER], ids=["default", "paper"])
+def test_the_slots_run_the_loop_by_hand_of_each_image(tiny, photos, images, targets, config):
+    brief = replace(config, steps=8)  # rounding differs, and in more steps it adds up
+    outcomes = run(optimizer(tiny, brief), photos, targets)
+    for name, (outcome, image, target) in enumerate(zip(outcomes, images, targets, strict=True)):
+        key, _ = image_keys(brief.seed, name)
+        last = by_hand(tiny, brief, image, target, key)[-1].after
         mask = np.asarray(harden(last.logits))
-        both, either = (outcome.masks[index] & mask).sum(), (outcome.masks[index] | mask).sum()
-        assert both / either > 0.95
-        np.testing.assert_array_equal(outcome.logits[index] > 0, outcome.masks[index])
+        assert (outcome.target, outcome.steps, outcome.failure) == (target, 8, None)
+        assert 0 < outcome.mask.mean() < 1
+        assert (outcome.mask & mask).sum() / (outcome.mask | mask).sum() > 0.95
+        np.testing.assert_array_equal(outcome.logits > 0, outcome.mask)
 
 
-def test_its_masks_are_sufficient_when_asked_again(tiny, images, targets):
-    outcome = optimizer(tiny, CONFIG)(images, targets, KEYS)
-    for image, target, mask in zip(images, targets, outcome.masks, strict=True):
-        logits, _ = tiny.apply(tiny.params, jnp.where(mask[..., None], image, GRAY))
+def test_its_masks_are_sufficient_when_asked_again(tiny, photos, images, targets):
+    outcomes = run(optimizer(tiny, CONFIG), photos, targets)
+    for image, target, outcome in zip(images, targets, outcomes, strict=True):
+        logits, _ = tiny.apply(tiny.params, jnp.where(outcome.mask[..., None], image, GRAY))
         assert logits.argmax() == target
 
 
-def test_without_a_sufficient_mask_all_pixels_stay(tiny, images):
-    never = jnp.full(6, tiny.class_index("never"))
-    outcome = optimizer(tiny, CONFIG)(images, never, KEYS)
-    assert not outcome.found.any()
-    assert outcome.masks.all()
-    assert outcome.failures == [None] * 6
+def test_without_a_target_the_top_class_is_explained(tiny, photos, targets):
+    search = optimizer(tiny, CONFIG)
+    for asked, unasked in zip(run(search, photos, targets), run(search, photos), strict=True):
+        assert_same(asked, unasked)
 
 
-def test_the_callback_counts_the_steps(tiny, images, targets):
-    steps = []
-    optimizer(tiny, CONFIG)(images, targets, KEYS, on_step=steps.append)
-    assert steps == list(range(1, CONFIG.steps + 1))
+def test_without_a_sufficient_mask_all_pixels_stay(tiny, photos):
+    outcomes = run(optimizer(tiny, CONFIG), photos, repeat(tiny.class_index("never")))
+    assert all(outcome.mask.all() and outcome.failure is None for outcome in outcomes)
+
+
+def test_the_share_of_the_steps_that_each_slot_has_taken_is_told(tiny, photos):
+    search = optimizer(tiny, CONFIG)
+    first = search.put(photos[0], None, 0)
+    shares = [search.advance()[first] for _ in range(2)]
+    second = search.put(photos[1], None, 1)
+    later = [search.advance()[[first, second]] for _ in range(8)]
+    assert all(search.take(slot).steps == 30 for slot in (first, second))
+    taken = np.minimum(4 * np.arange(1, 11), 30) / 30
+    np.testing.assert_allclose([*shares, *(both[0] for both in later)], taken)
+    np.testing.assert_allclose([both[1] for both in later], taken[:8])
 
 
 # --- the budget -----------------------------------------------------------------------------------
@@ -288,89 +335,266 @@ def test_without_a_budget_the_area_term_alone_removes_everything(tiny, images, t
 
 # --- values that are not finite -------------------------------------------------------------------
 
-SPECK = np.zeros((32, 32, 3), np.float32)  # only one corner is not gray: without it, 0 / 0
-SPECK[:4, :4] = 0.5
+EMPTY = np.full((32, 32, 3), 127, np.uint8)  # all zero in the classifier's input space: 0 / 0
+SPECK = EMPTY.copy()  # only one corner is not: without it, 0 / 0
+SPECK[:4, :4] = 191
 
 
-def with_inputs(classifier, config, images, targets, changed):
-    """The outcome for the images with some of them exchanged."""
-    images = images.at[jnp.asarray(list(changed))].set(jnp.stack(list(changed.values())))
-    return optimizer(classifier, config)(images, targets, KEYS)
+def exchanged(photos, changed):
+    """The photos with some of them exchanged."""
+    return [changed.get(index, photo) for index, photo in enumerate(photos)]
 
 
 def test_an_image_that_is_not_finite_fails_by_step_and_term_and_its_neighbours_do_not_notice(
-    unit_power, images, targets
+    unit_power, photos, targets
 ):
-    config = replace(CONFIG, steps=15)
-    sound = optimizer(unit_power, config)(images, targets, KEYS)
-    assert sound.failures == [None] * 6
-    changed = {1: jnp.zeros((32, 32, 3)), 4: jnp.asarray(SPECK)}
-    broken = with_inputs(unit_power, config, images, targets, changed)
-    others = [0, 2, 3, 5]
-    assert [broken.failures[i] for i in others] == [None] * 4
-    assert broken.failures[1] == "activation is not finite at step 0"
-    assert broken.failures[4] is not None
-    for name in ("masks", "logits", "found"):
-        np.testing.assert_array_equal(getattr(broken, name)[others], getattr(sound, name)[others])
-    assert np.isfinite(broken.logits).all()
+    search = optimizer(unit_power, replace(CONFIG, steps=15))
+    sound = run(search, photos, targets)
+    assert [outcome.failure for outcome in sound] == [None] * 6
+    broken = run(search, exchanged(photos, {1: EMPTY, 4: SPECK}), targets)
+    for index in (0, 2, 3, 5):
+        assert_same(broken[index], sound[index])
+    assert (broken[1].failure, broken[1].steps) == ("activation is not finite at step 0", 1)
+    assert broken[4].failure == f"activation is not finite at step {broken[4].steps - 1}"
+    assert all(np.isfinite(outcome.logits).all() for outcome in broken)
 
 
 @pytest.mark.parametrize("term", ["activation", "cross_entropy"])
 def test_the_step_named_is_the_first_whose_mask_the_classifier_cannot_bear(unit_power, term):
-    image = jnp.asarray(SPECK)
+    image = jnp.asarray(unit_power.preprocess.normalize(np.float32(SPECK)))
     target = int(unit_power.apply(unit_power.params, image)[0].argmax())
     only = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {term: 1.0})
     config = replace(CONFIG, objective=only, shrink=0.5)
-    visited = by_hand(unit_power, config, image, target, KEYS[0])
+    visited = by_hand(unit_power, config, image, target, image_keys(0, 0)[0])
     step = next(n for n, v in enumerate(visited) if not v.mask[:4, :4].any())
     assert step > 0
-    assert all(int(v.after.failed) == -1 for v in visited[:step])
-    assert {int(v.after.failed) for v in visited[step:]} == {step}
-    # From then on it stands still, finite.
-    chex.assert_trees_all_equal(visited[step].before.params, visited[-1].after.params)
-    chex.assert_tree_all_finite(visited[-1].after)
-    outcome = optimizer(unit_power, config)(image[None], jnp.array([target]), KEYS[:1])
-    assert outcome.failures == [f"{term} is not finite at step {step}"]
+    assert [int(v.after.failed) for v in visited] == [-1] * step + [step]
+    # That step moves nothing, so everything stays finite, and is the last.
+    before, after = visited[-1].before, visited[-1].after
+    moved = {"number": before.number, "failed": before.failed, "culprit": before.culprit}
+    chex.assert_trees_all_equal(before, after._replace(**moved))
+    chex.assert_tree_all_finite(after)
+    assert int(after.number) == step + 1 and one.finished(config, after)
+    [outcome] = run(optimizer(unit_power, config), [SPECK], [target])
+    assert outcome.failure == f"{term} is not finite at step {step}"
 
 
-def test_the_complement_may_be_what_is_not_finite(unit_power, images, targets):
+def test_the_complement_may_be_what_is_not_finite(unit_power, photos, targets):
     weights = replace(WEIGHTS, necessity=1.0)  # at first everything is kept: the complement is gray
-    outcome = optimizer(unit_power, replace(CONFIG, objective=weights))(images, targets, KEYS)
-    assert outcome.failures == ["necessity is not finite at step 0"] * 6
+    outcomes = run(optimizer(unit_power, replace(CONFIG, objective=weights)), photos, targets)
+    assert {outcome.failure for outcome in outcomes} == {"necessity is not finite at step 0"}
 
 
-def test_a_gradient_that_is_not_finite_is_named_where_all_terms_are(tiny, images, targets):
+def test_a_gradient_that_is_not_finite_is_named_where_all_terms_are(tiny, photos, targets):
     def apply(params, image):  # at zero: the value is 0, the derivative 0 · ∞
         return tiny.apply(params, image * jnp.sqrt(jnp.mean(image**2)))
 
-    rooted = replace(tiny, apply=apply)
-    gray = {0: jnp.zeros((32, 32, 3))}
-    outcome = with_inputs(rooted, replace(CONFIG, steps=2), images, targets, gray)
-    assert outcome.failures == ["gradient is not finite at step 0", *[None] * 5]
+    search = optimizer(replace(tiny, apply=apply), replace(CONFIG, steps=2))
+    outcomes = run(search, exchanged(photos, {0: EMPTY}), targets)
+    failures = [outcome.failure for outcome in outcomes]
+    assert failures == ["gradient is not finite at step 0", *[None] * 5]
+
+
+# --- the stopping rule ----------------------------------------------------------------------------
+
+EARLY = replace(CONFIG, patience=4, progress=0.2)
+FRESH = {"number": 0, "area": 1.0, "improved": 0, "failed": -1}
+
+
+@pytest.mark.parametrize(
+    ("patience", "known", "stops"),
+    [
+        (0, {}, False),
+        (0, {"number": 29, "area": 0.5}, False),
+        (0, {"number": 30}, True),
+        (5, {"number": 20, "area": 0.5, "improved": 16}, False),
+        (5, {"number": 20, "area": 0.5, "improved": 15}, True),
+        (5, {"number": 20, "area": 0.5, "improved": 3}, True),
+        (5, {"number": 29}, False),  # no sufficient mask yet: it goes on
+        (5, {"number": 30}, True),
+        (5, {"number": 30, "area": 0.5, "improved": 30}, True),
+        (0, {"number": 1, "failed": 0}, True),
+        (5, {"number": 9, "area": 0.5, "improved": 8, "failed": 8}, True),
+    ],
+)
+def test_an_image_stops_after_its_steps_or_its_patience_or_a_failure(patience, known, stops):
+    config = replace(CONFIG, patience=patience)
+    start = one.init(config, make_generator(config, channels=3), KEYS[0])
+    assert {name: getattr(start, name).item() for name in FRESH} == FRESH
+    state = start._replace(**{name: jnp.asarray(value) for name, value in known.items()})
+    assert bool(one.finished(config, state)) == stops
+
+
+def steps_with_patience(config: Config, areas: list[float]) -> int:
+    """Of a full run whose best mask has these areas after each step, those an impatient one takes."""
+    area_then, since = 1.0, 0
+    for number, area in enumerate(areas, start=1):
+        if area < area_then and area <= (1 - config.progress) * area_then:
+            area_then, since = area, number
+        if area < 1 and number - since >= config.patience:
+            return number
+    return len(areas)
+
+
+def test_patience_stops_a_run_where_it_no_longer_gets_ahead_and_changes_nothing_before(
+    tiny, photos, targets, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "pure_functions", partial(loop.pure_functions, burst=1))
+        full = Optimizer(tiny, CONFIG, Devices())
+    slots = [full.put(*image) for image in zip(photos, targets, range(6), strict=True)]
+    states = [[] for _ in slots]
+    for _ in range(CONFIG.steps):
+        full.advance()
+        for slot, after in zip(slots, states, strict=True):
+            after.append(jax.tree.map(lambda leaf, slot=slot: np.array(leaf[slot]), full.slots[1]))
+    areas = [[float(state.area) for state in after] for after in states]
+    for config in (EARLY, replace(EARLY, patience=3, progress=0.0)):
+        outcomes = run(optimizer(tiny, config), photos, targets)
+        expected = [steps_with_patience(config, best) for best in areas]
+        assert [outcome.steps for outcome in outcomes] == expected
+        assert min(expected) < 30 and len(set(expected)) > 1
+        for outcome, after in zip(outcomes, states, strict=True):
+            np.testing.assert_array_equal(outcome.mask, harden(after[outcome.steps - 1].logits))
+
+
+# --- the slots ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "others"),
+    [(EARLY, [(1, 1), (2, 3)]), (replace(PAPER, steps=8), [(1, 2)])],
+    ids=["default", "paper"],
+)
+def test_an_images_outcome_is_the_same_in_any_slot_beside_any_others_on_any_devices(
+    tiny, photos, config, others
+):
+    expected = run(optimizer(tiny, config), photos)
+    assert (len({outcome.steps for outcome in expected}) > 1) == (config.patience > 0)
+    order = [4, 0, 5, 2, 1, 3]
+    for devices, batch_size in others:
+        search = optimizer(tiny, replace(config, batch_size=batch_size), devices)
+        shuffled = run(search, photos[order], names=order)
+        for index, outcome in zip(order, shuffled, strict=True):
+            assert_same(outcome, expected[index])
+
+
+def test_another_seed_or_name_searches_elsewhere(tiny, photos):
+    [first] = run(optimizer(tiny, CONFIG), photos[:1])
+    for seed, name in ((0, 1), (0, 2**32 - 1), (2**32 - 1, 0)):
+        [other] = run(optimizer(tiny, replace(CONFIG, seed=seed)), photos[:1], names=[name])
+        assert not np.array_equal(first.logits, other.logits)
+
+
+def test_random_backgrounds_differ_from_step_to_step_and_come_of_the_images_key(tiny, images, targets):
+    """Of a step of learning rate (almost) zero everything else stays the same."""
+    only = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {"robustness": 1.0})
+    config = replace(CONFIG, objective=only, learning_rate=1e-30, shrink=1.0, grow=1.0)
+
+    def gradients(key):
+        visited = by_hand(tiny, config, images[1], targets[1], key, budget=0.5, steps=6)
+        assert len({v.mask.tobytes() for v in visited}) == 1
+        moments = [np.zeros((8, 8)), *(np.asarray(v.after.optimizer[0].mu["free"]) for v in visited)]
+        return [(b - 0.9 * a) / 0.1 for a, b in pairwise(moments)]
+
+    first, again, other = gradients(KEYS[0]), gradients(KEYS[0]), gradients(KEYS[1])
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first[0], other[0])
+    assert len({np.round(gradient / np.abs(first).max(), 4).tobytes() for gradient in first}) > 3
+
+
+FOUR = replace(EARLY, batch_size=4)
+
+
+def test_there_are_always_as_many_slots_and_an_image_that_is_taken_frees_its_own(tiny, photos):
+    search = optimizer(tiny, FOUR)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(search.slots)]
+    assert search.count == 4 and {shape[0] for shape in shapes} == {4}
+    slots = [search.put(photo, None, name) for name, photo in enumerate(photos[:4])]
+    assert sorted(slots) == [0, 1, 2, 3] and search.free == []
+    while not (done := np.flatnonzero(search.advance() == 1)).size:
+        pass
+    assert done.size < 4
+    for slot in done.tolist():
+        search.take(slot)
+    assert sorted(search.free) == done.tolist()
+    slots.append(search.put(photos[4], None, 4))
+    assert slots[4] in done
+    assert [leaf.shape for leaf in jax.tree.leaves(search.slots)] == shapes
+    for slot in set(slots) - set(search.free):
+        search.take(slot)
+    assert len(search.free) == 4
+
+
+def test_every_device_has_an_image_before_any_has_two(tiny, photos):
+    search = optimizer(tiny, FOUR)
+    shards = jax.tree.leaves(search.slots)[0].addressable_shards
+    home = {slot: shard.device for shard in shards for slot in range(4)[shard.index[0]]}
+    slots = [search.put(photo, None, name) for name, photo in enumerate(photos[:4])]
+    assert sorted(slots) == [0, 1, 2, 3]
+    for pair in (slots[:2], slots[2:]):
+        assert {home[slot] for slot in pair} == set(jax.devices())
+    for slot in slots[::-1]:
+        search.take(slot)
+    assert search.put(photos[0], None, 0) == slots[0]
+    search.take(slots[0])
 
 
 # --- what it costs --------------------------------------------------------------------------------
 
 
-def test_batches_after_the_first_and_steps_after_the_first_compile_nothing(tiny, images, targets):
-    traces = []
+def test_images_after_the_first_and_steps_after_the_first_compile_nothing(tiny, photos, compilations):
+    search = Optimizer(tiny, replace(EARLY, batch_size=2), Devices())
+    run(search, photos[:1])
+    assert len(compilations) > 2  # so that the list can grow
+    del compilations[:]
+    outcomes = run(search, photos)
+    assert len({outcome.steps for outcome in outcomes}) > 1
+    assert compilations == []
 
-    def traced(params, image):
-        traces.append(image)
+
+def test_the_slots_are_donated_to_the_next_step_and_to_the_next_image(tiny, photos):
+    search = optimizer(tiny, FOUR)
+    before = search.slots
+    slot = search.put(photos[0], None, 0)
+    problem, state = search.slots
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    search.advance()
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((search.slots, problem)))
+    search.take(slot)
+
+
+def test_only_the_classifier_of_the_steps_is_computed_in_another_type(tiny):
+    seen = []
+
+    def apply(params, image):
+        seen.append({leaf.dtype.name for leaf in jax.tree.leaves((params, image))})
         return tiny.apply(params, image)
 
-    search = Optimizer(replace(tiny, apply=traced), CONFIG)
-    counts = []
-    for shift in range(3):
-        batch = (jnp.roll(array, shift, axis=0) for array in (images, targets, KEYS))
-        search(*batch, on_step=lambda number: counts.append(len(traces)))
-    assert len(set(counts)) == 1
+    enter, advance = loop.pure_functions(replace(tiny, apply=apply), replace(CONFIG, dtype="bfloat16"))
+    pixels, number, name = (
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((32, 32, 3), jnp.uint8), ((), jnp.int32), ((), jnp.uint32))
+    )
+    problem, state = jax.eval_shape(enter, tiny.params, pixels, number, name)
+    assert seen == [{"float32"}]
+    after = jax.eval_shape(advance, tiny.params, problem, state)
+    assert len(seen) > 1 and all(types == {"bfloat16"} for types in seen[1:])
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
 
 
-def test_the_state_of_a_step_is_donated_to_the_next(tiny, images, targets):
-    search = optimizer(tiny, CONFIG)
-    state = search._init(KEYS)
-    references = search._refer(tiny.params, images, targets)
-    after = search._advance(tiny.params, references, state, KEYS, 0)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, references)))
+def test_to_compute_again_instead_of_keeping_changes_nothing_but_the_work(tiny, photos):
+    def apply(params, image):
+        return tiny.apply(params, checkpoint_name(image, BLOCK))
+
+    brief = replace(CONFIG, steps=8)
+    remat = optimizer(replace(tiny, apply=apply), replace(brief, remat=True))
+    found, convolutions = [], []
+    for search in (optimizer(tiny, brief), remat):
+        found.append(run(search, photos))
+        text = search._advance.lower(search._params, *search.slots).as_text()
+        convolutions.append(text.count("stablehlo.convolution"))
+    assert convolutions[1] > convolutions[0]
+    for kept, again in zip(*found, strict=True):
+        assert (kept.mask & again.mask).sum() / (kept.mask | again.mask).sum() > 0.95

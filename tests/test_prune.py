@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amx_jax.objective.decision import MARGIN
-from amx_jax.verify.prune import cell_map, components, prune, prune_all
+from amx_jax.verify.pool import Judged, Pool
+from amx_jax.verify.prune import cell_map, components, prune
 
 SIDE, CELL = 24, 2
 CELLS = cell_map((SIDE, SIDE), CELL)
@@ -48,10 +49,13 @@ def run(decision, mask=FULL, ranking=None):
 
     def judge(owners, masks):
         seen.extend(masks)
-        return np.array([decision(mask) for mask in masks])
+        margins = np.array([decision(mask) for mask in masks])
+        return Judged(margins, margins > 0)
 
     ranking = np.zeros((SIDE, SIDE)) if ranking is None else ranking
-    [pruned] = prune_all([prune(mask, ranking, CELL)], judge)
+    pool = Pool(judge, batch_size=8)
+    pool.add("photo", prune(mask, ranking, CELL))
+    [(_, pruned)] = pool.drain()
     return pruned, seen
 
 
@@ -145,17 +149,24 @@ def test_the_outcome_does_not_depend_on_what_is_pruned_beside():
     ]
 
     def judge(owners, masks):
-        return np.array([decisions[o](m) for o, m in zip(owners, masks, strict=True)])
+        margins = np.array([decisions[o](m) for o, m in zip(owners, masks, strict=True)])
+        return Judged(margins, margins > 0)
 
-    together = prune_all([prune(FULL, ranking, CELL) for ranking in rankings], judge)
-    for decision, ranking, pruned in zip(decisions, rankings, together, strict=True):
-        alone, _ = run(decision, ranking=ranking)
-        assert np.array_equal(alone.mask, pruned.mask)
-        assert alone.calls == pruned.calls
+    for batch_size in (3, 50):
+        pool = Pool(judge, batch_size)
+        for owner, ranking in enumerate(rankings):
+            pool.add(owner, prune(FULL, ranking, CELL))
+        together = dict(pool.drain())
+        assert len(together) == 5
+        for owner, (decision, ranking) in enumerate(zip(decisions, rankings, strict=True)):
+            alone, _ = run(decision, ranking=ranking)
+            assert np.array_equal(alone.mask, together[owner].mask)
+            assert alone.calls == together[owner].calls
 
 
-def test_nothing_to_prune_is_no_call():
-    assert prune_all([], lambda owners, masks: pytest.fail("asked")) == []
+def test_an_empty_mask_has_nothing_to_prune_and_is_no_call():
+    pruned, seen = run(lambda mask: pytest.fail("asked"), mask=np.zeros_like(FULL))
+    assert not pruned.mask.any() and pruned.calls == len(seen) == 0
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (4, 4), (1, 9)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from amx_jax.classifiers.layers import Conv, DepthwiseConv, Linear, convolve, depthwise_convolve
+from amx_jax.classifiers.layers import Conv, DepthwiseConv, Linear, convolve, depthwise_relu6
 from amx_jax.classifiers.weights import (
     Rule,
     fill,
@@ -98,13 +98,18 @@ def test_a_folded_batch_norm_is_the_batch_norm_after_the_convolution(arrays, dep
     normalised = (convolved - mean) / np.sqrt(variance + EPSILON)
     expected = normalised * arrays[f"{norm}.weight"] + arrays[f"{norm}.bias"]
 
-    fold, apply = (fold_depthwise, depthwise_convolve) if depthwise else (fold_conv, convolve)
+    fold = fold_depthwise if depthwise else fold_conv
     kernel, bias = (
         jnp.asarray(rule.transform(*(arrays[name] for name in rule.sources)), jnp.float32)
         for rule in fold(("layer",), conv, norm, EPSILON)
     )
     assert kernel.shape == ((3, 3, 4) if depthwise else (3, 3, 3, 4))
-    np.testing.assert_allclose(apply(jnp.asarray(x), kernel) + bias, expected, rtol=1e-5, atol=2e-5)
+    if depthwise:  # moved by 3, into the middle of what its ReLU6 lets through
+        found, expected = depthwise_relu6(jnp.asarray(x), kernel, bias + 3), (expected + 3).clip(0, 6)
+        assert ((expected > 0) & (expected < 6)).mean() > 0.8
+    else:
+        found = convolve(jnp.asarray(x), kernel) + bias
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
 
 
 def test_every_parameter_is_filled_in_float32(arrays):

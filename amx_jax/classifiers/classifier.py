@@ -12,6 +12,9 @@ from PIL import Image
 from amx_jax.errors import UnknownNameError, nearest
 
 Params = Any
+# The name (``jax.ad_checkpoint.checkpoint_name``) that a classifier may give to what passes between its
+# blocks: ``Config.remat`` keeps that and computes the rest again.
+BLOCK = "block"
 Apply = Callable[[Params, Array], tuple[Array, dict[str, Array]]]
 
 

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
+from amx_jax.classifiers.classifier import BLOCK
 from amx_jax.classifiers.layers import Conv, DepthwiseConv, Linear, relu6
 from amx_jax.classifiers.weights import Rule, fold_conv, fold_depthwise, linear_bias, linear_kernel
 
@@ -79,7 +81,7 @@ class InvertedResidual(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = relu6(self.expand(x)) if self.expand is not None else x
-        y = self.project(relu6(self.depthwise(y)))
+        y = self.project(self.depthwise(y))
         return x + y if self.residual else y
 
 
@@ -112,7 +114,7 @@ class EfficientNetLite(nnx.Module):
         x = out["stem"] = relu6(self.stem(x))
         for index, blocks in enumerate(self.stages, start=1):
             for block in blocks:
-                x = block(x)
+                x = checkpoint_name(block(x), BLOCK)
             out[f"stage{index}"] = x
         x = out["head"] = relu6(self.head(x))
         x = out["pooled"] = jnp.mean(x, axis=(0, 1))

@@ -1,5 +1,7 @@
 """Putting an image and a mask together: what is kept, and what fills the rest."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +27,23 @@ def compose(image: Array, mask: Array, background: Array) -> Array:
         >>> compose(x, m, jnp.full(3, -1.0))[..., 0]
         Array([[ 1., -1.]], dtype=float32)
     """
-    mask = mask[..., None]
+    mask = _to_channels(mask, image.shape[-1])
     return mask * image + (1.0 - mask) * background
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _to_channels(mask: Array, channels: int) -> Array:
+    """The mask for every channel, ``(H, W)`` to ``(H, W, channels)``.
+
+    Its own gradient adds slices: XLA:CPU is slow at sums over an axis as short as three.
+    """
+    return jnp.broadcast_to(mask[..., None], (*mask.shape, channels))
+
+
+_to_channels.defvjp(
+    lambda mask, channels: (_to_channels(mask, channels), None),
+    lambda channels, _, gradient: (sum(gradient[..., c] for c in range(channels)),),
+)
 
 
 def bilinear_matrix(size: int, length: int) -> np.ndarray:

@@ -26,10 +26,12 @@ class Generator(NamedTuple):
 
     Attributes:
         init: ``key -> params``; vmapped over keys it gives every image parameters of its own.
-        apply: ``(params, image) -> logits``, ``(H, W, C)`` to ``(grid, grid)``.
+        see: ``image -> seen``: what it wants to know of an image ``(H, W, C)``, once for all steps.
+        apply: ``(params, seen) -> logits``, ``(grid, grid)``.
     """
 
     init: Callable[[Array], Params]
+    see: Callable[[Array], Array]
     apply: Callable[[Params, Array], Array]
 
 
@@ -108,7 +110,7 @@ def autoencoder(channels: int, grid: int, free_gain: float = 60.0) -> Generator:
     Examples:
         >>> generator = autoencoder(channels=3, grid=28)
         >>> params = generator.init(jax.random.key(0))
-        >>> generator.apply(params, jnp.zeros((224, 224, 3))).shape
+        >>> generator.apply(params, generator.see(jnp.zeros((224, 224, 3)))).shape
         (28, 28)
 
     Reference: arXiv 2509.23051; the skips: Ronneberger et al., arXiv 1505.04597.
@@ -122,13 +124,16 @@ def autoencoder(channels: int, grid: int, free_gain: float = 60.0) -> Generator:
     def init(key: Array) -> Params:
         return nnx.state(build(nnx.Rngs(params=key)), nnx.Param)
 
-    def apply(params: Params, image: Array) -> Array:
+    def see(image: Array) -> Array:
         side = PATCH * grid
         small = jnp.stack([resize(image[..., c], (side, side)) for c in range(channels)], axis=-1)
         patches = small.reshape(grid, PATCH, grid, PATCH, channels).transpose(0, 2, 1, 3, 4)
-        return nnx.merge(graph, params)(patches.reshape(grid, grid, PATCH**2 * channels))
+        return patches.reshape(grid, grid, PATCH**2 * channels)
 
-    return Generator(init, apply)
+    def apply(params: Params, seen: Array) -> Array:
+        return nnx.merge(graph, params)(seen)
+
+    return Generator(init, see, apply)
 
 
 def free_grid(grid: int, free_gain: float = 60.0) -> Generator:
@@ -136,7 +141,7 @@ def free_grid(grid: int, free_gain: float = 60.0) -> Generator:
 
     Examples:
         >>> generator = free_grid(28)
-        >>> generator.apply(generator.init(jax.random.key(0)), jnp.zeros((224, 224, 3))).shape
+        >>> generator.apply(generator.init(jax.random.key(0)), jnp.zeros(0)).shape
         (28, 28)
 
     Reference: Fong and Vedaldi (2017), arXiv 1704.03296.
@@ -146,7 +151,10 @@ def free_grid(grid: int, free_gain: float = 60.0) -> Generator:
         # Not zeros: equal logits have no order.
         return {"free": jax.random.normal(key, (grid, grid)) * 0.01 / free_gain}
 
-    def apply(params: Params, image: Array) -> Array:
+    def see(image: Array) -> Array:
+        return jnp.zeros(0)
+
+    def apply(params: Params, seen: Array) -> Array:
         return free_gain * params["free"]
 
-    return Generator(init, apply)
+    return Generator(init, see, apply)

@@ -1,44 +1,48 @@
-"""The optimisation of a batch: one compiled step, vmapped over images, called from Python.
+"""The optimisation of many images: a fixed number of slots, each with an image of its own.
 
-A Python loop and not ``lax.scan``: XLA:CPU runs the convolutions inside a loop several times slower
-(143 against 704 ms a step).
+An image enters a free slot, every call of :meth:`Optimizer.advance` moves all slots by a few steps, and
+an image that meets its stopping rule leaves its slot to the next. Shapes never change, so nothing
+compiles twice; and a slot's steps depend on nothing but its image.
 """
 
+import copy
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from amx_jax.classifiers.classifier import Classifier
+from amx_jax.classifiers.classifier import BLOCK, Classifier
 from amx_jax.config import Config
+from amx_jax.lift import Devices
 from amx_jax.masks.composition import resize
 from amx_jax.masks.generators import Generator, autoencoder, free_grid
 from amx_jax.masks.hardening import hard_mask
 from amx_jax.objective.objective import Reference
 from amx_jax.optimize import step as one
 
-SYNCHRONIZE = 8  # steps
+BURST = 4  # steps in one call
 
 
 class Optimized(NamedTuple):
-    """The outcome for a batch; every array's first axis is the image.
+    """The outcome for one image.
 
     Attributes:
-        masks: the smallest hard mask that was sufficient at some step, bool ``(n, H, W)``; all true
-            where there was none.
-        logits: its logits at the same resolution, ``(n, H, W)``: an order of the pixels.
-        found: whether there was one, ``(n,)``.
-        failures: for each image why its optimisation stopped, or None.
+        target: the explained class.
+        mask: the smallest hard mask that was sufficient at some step, bool ``(H, W)``; all true where
+            there was none.
+        logits: its logits at the same resolution, ``(H, W)``: an order of the pixels.
+        steps: how many it took.
+        failure: why the optimisation stopped early, or None.
     """
 
-    masks: np.ndarray
+    target: int
+    mask: np.ndarray
     logits: np.ndarray
-    found: np.ndarray
-    failures: list[str | None]
+    steps: int
+    failure: str | None
 
 
 def make_generator(config: Config, channels: int) -> Generator:
@@ -48,74 +52,188 @@ def make_generator(config: Config, channels: int) -> Generator:
     return free_grid(config.grid, config.free_gain)
 
 
-class Optimizer:
-    """The compiled functions of one classifier and configuration.
+def image_keys(seed: int, name: Array | int) -> tuple[Array, Array]:
+    """The two keys of an image, of its optimisation and of its certificate.
 
-    Every call of one batch size runs the same compiled step, and an image's result depends on no
-    other image in the batch.
+    Args:
+        seed: of the run.
+        name: a uint32 that stands for the image, whatever its place in the run.
+    """
+    optimization, certificate = jax.random.split(jax.random.fold_in(jax.random.key(seed), name))
+    return optimization, certificate
+
+
+class Optimizer:
+    """The slots of one classifier and configuration.
+
+    Args:
+        classifier: f.
+        config: how to search.
+        devices: that share the slots.
+
+    Attributes:
+        count: how many slots there are.
+        free: those without an image, in the order in which they are best filled.
+        slots: :class:`amx_jax.optimize.step.Problem` and ``State`` of every slot, on the devices.
     """
 
-    def __init__(self, classifier: Classifier, config: Config):
+    def __init__(self, classifier: Classifier, config: Config, devices: Devices):
         self.classifier, self.config = classifier, config
-        self.stages = config.stages or classifier.stages
-        low, high = (
-            np.broadcast_to(classifier.preprocess.normalize(np.float32(value)), 3) for value in (0, 255)
-        )
-        background = classifier.preprocess.normalize(np.asarray(config.background, np.float32))
-        limits = (jnp.asarray(background), jnp.asarray(low), jnp.asarray(high))
-        generator = make_generator(config, channels=3)
+        self.count = devices.slots(config.batch_size)
+        self._devices = devices
+        self._params = devices.replicate(classifier.params)
+        self._make(*pure_functions(classifier, config))
 
-        def refer(params, image: Array, target: Array) -> Reference:
-            logits, activations = classifier.apply(params, image)
-            matched = {s: activations[s] for s in self.stages} if config.objective.activation else {}
-            return Reference(image, target, logits, matched)
+    def _make(self, enter: Callable, advance: Callable) -> None:
+        devices, preprocess = self._devices, self.classifier.preprocess
+        side = preprocess.size
+        image = jax.ShapeDtypeStruct((side, side, 3), jnp.uint8)
+        number, name = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.uint32))
+        problem, state = jax.eval_shape(enter, self._params, image, number, name)
 
-        def advance(
-            params, reference: Reference, state: one.State, key: Array, number: Array
-        ) -> one.State:
-            classify = partial(classifier.apply, params)
-            return one.step(config, generator, classify, limits, reference, state, key, number)
+        def put(params: Any, entering: tuple, index: Array, slots: tuple) -> tuple:
+            """On the device that holds the slot, and on no other, fill it."""
+            mine, local = devices.owner(index, self.count)
+
+            def fill() -> tuple:
+                entered = enter(params, *entering)
+                update = jax.lax.dynamic_update_index_in_dim
+                return jax.tree.map(lambda old, new: update(old, new, local, 0), slots, entered)
+
+            return jax.lax.cond(mine, fill, lambda: slots)
 
         def enlarge(logits: Array) -> tuple[Array, Array]:
-            shape = (classifier.preprocess.size,) * 2
-            return hard_mask(logits, shape), resize(logits, shape)
+            return hard_mask(logits, (side, side)), resize(logits, (side, side))
 
-        self._refer = jax.jit(jax.vmap(refer, in_axes=(None, 0, 0)))
-        self._init = jax.jit(jax.vmap(partial(one.init, config, generator)))
-        self._advance = jax.jit(jax.vmap(advance, in_axes=(None, 0, 0, 0, None)), donate_argnums=2)
-        self._enlarge = jax.jit(jax.vmap(enlarge))
+        self._put = devices.spread(put, shared=3, donate=(3,))
+        self._advance = devices.lift(advance, donate=(2,))
+        self._enlarge = jax.jit(enlarge)
+        self._one = problem, state
+        # Neighbours share a device: filling every n-th first keeps the devices equally busy.
+        share = self.count // len(devices.devices)
+        self._order = [d * share + i for i in range(share) for d in range(len(devices.devices))]
+        self._clear()
 
-    def __call__(
-        self,
-        images: Array,
-        targets: Array,
-        keys: Array,
-        on_step: Callable[[int], None] = lambda number: None,
-    ) -> Optimized:
-        """Optimise the masks of a batch.
+    def _clear(self) -> None:
+        empty = jax.tree.map(lambda leaf: jnp.zeros((self.count, *leaf.shape), leaf.dtype), self._one)
+        # A slot that has taken all its steps stands still: it has no image.
+        idle = jnp.full(self.count, self.config.steps, jnp.int32)
+        self.slots = self._devices.split((empty[0], empty[1]._replace(number=idle)))
+        self.free = list(self._order)
+
+    def emptied(self) -> "Optimizer":
+        """The same compiled functions with slots of their own, all free."""
+        twin = copy.copy(self)
+        twin._clear()
+        return twin
+
+    def put(self, pixels: np.ndarray, target: int | None, name: int) -> int:
+        """Put an image into a free slot.
 
         Args:
-            images: normalised, ``(n, H, W, C)``.
-            targets: classes, ``(n,)``.
-            keys: PRNG keys, ``(n,)``.
-            on_step: called with the number of finished steps.
+            pixels: uint8 ``(H, W, 3)``.
+            target: class, or None for the classifier's top class.
+            name: as for :func:`image_keys`.
 
         Returns:
-            The outcome.
+            The slot.
         """
-        params = self.classifier.params
-        references = self._refer(params, images, targets)
-        init_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        state = self._init(init_keys)
-        for number in range(self.config.steps):
-            state = self._advance(params, references, state, step_keys, number)
-            if number % SYNCHRONIZE == 0:  # or the loop would run ahead of the device
-                state.area.block_until_ready()
-            on_step(number + 1)
-        masks, logits = self._enlarge(state.logits)
+        slot = self.free.pop(0)
+        entering = (pixels, np.int32(-1 if target is None else target), np.uint32(name))
+        self.slots = self._put(self._params, entering, np.int32(slot), self.slots)
+        return slot
+
+    def advance(self) -> np.ndarray:
+        """Move every image by a few steps, fewer where it meets its stopping rule.
+
+        Returns:
+            The share of its steps that each slot's image has taken, ``(slots,)``; 1 where it is
+            finished.
+        """
+        problem, state = self.slots
+        state = self._advance(self._params, problem, state)
+        self.slots = problem, state
+        number, area, improved, mark, failed = jax.device_get(
+            (state.number, state.area, state.improved, state.mark, state.failed)
+        )
+        shown = state._replace(number=number, area=area, improved=improved, mark=mark, failed=failed)
+        done = np.asarray(one.finished(self.config, shown))
+        return np.where(done, 1.0, number / self.config.steps)
+
+    def compiled_text(self) -> str:
+        """The compiled program of :meth:`advance`, for those who want to look at it."""
+        return self._advance.lower(self._params, *self.slots).compile().as_text()
+
+    def take(self, slot: int) -> Optimized:
+        """The outcome of a slot's image; the slot is free again."""
+        problem, state = self.slots
+        target, number, logits, failed, culprit = jax.device_get(
+            (problem.reference.target, state.number, state.logits, state.failed, state.culprit)
+        )
+        mask, enlarged = self._enlarge(logits[slot])
         names = one.culprits(self.config)
-        failures = [
-            f"{names[culprit]} is not finite at step {failed}" if failed >= 0 else None
-            for failed, culprit in zip(state.failed.tolist(), state.culprit.tolist(), strict=True)
-        ]
-        return Optimized(np.array(masks), np.array(logits), np.asarray(state.area) < 1, failures)
+        failure = None
+        if failed[slot] >= 0:
+            failure = f"{names[culprit[slot]]} is not finite at step {failed[slot]}"
+        self.free = sorted([*self.free, slot], key=self._order.index)
+        return Optimized(
+            int(target[slot]), np.array(mask), np.array(enlarged), int(number[slot]), failure
+        )
+
+
+def pure_functions(
+    classifier: Classifier, config: Config, burst: int = BURST
+) -> tuple[Callable, Callable]:
+    """What happens to one image, as pure functions.
+
+    Args:
+        classifier: f.
+        config: how to search.
+        burst: steps that ``advance`` takes, at most.
+
+    Returns:
+        ``enter(params, pixels, target, name) -> (problem, state)``, where a target of −1 stands for
+        the classifier's top class, and ``advance(params, problem, state) -> state``.
+    """
+    preprocess = classifier.preprocess
+    low, high = (np.broadcast_to(preprocess.normalize(np.float32(value)), 3) for value in (0, 255))
+    background = preprocess.normalize(np.asarray(config.background, np.float32))
+    limits = (jnp.asarray(background), jnp.asarray(low), jnp.asarray(high))
+    generator = make_generator(config, channels=3)
+
+    def cast(leaf: Array) -> Array:
+        return leaf.astype(config.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    apply = classifier.apply
+    if config.remat:
+        apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(BLOCK))
+    stages = (config.stages or classifier.stages) if config.objective.activation else ()
+
+    def enter(params: Any, pixels: Array, target: Array, name: Array) -> tuple[one.Problem, one.State]:
+        image = preprocess.normalize(pixels.astype(jnp.float32))
+        with jax.default_matmul_precision("highest"):
+            logits, activations = classifier.apply(params, image)
+        target = jnp.where(target < 0, jnp.argmax(logits).astype(jnp.int32), target)
+        reference = Reference(image, target, logits, {s: activations[s] for s in stages})
+        init_key, step_key = jax.random.split(image_keys(config.seed, name)[0])
+        return (
+            one.pose(config, generator, reference, step_key),
+            one.init(config, generator, init_key),
+        )
+
+    def advance(params: Any, problem: one.Problem, state: one.State) -> one.State:
+        params = jax.tree.map(cast, params)
+
+        def classify(image: Array) -> tuple[Array, dict[str, Array]]:
+            logits, activations = apply(params, cast(image))
+            return logits.astype(jnp.float32), activations
+
+        def more(carry: tuple[Array, one.State]) -> Array:
+            return (carry[0] < burst) & ~one.finished(config, carry[1])
+
+        def once(carry: tuple[Array, one.State]) -> tuple[Array, one.State]:
+            return carry[0] + 1, one.step(config, generator, classify, limits, problem, carry[1])
+
+        return jax.lax.while_loop(more, once, (jnp.zeros((), jnp.int32), state))[1]
+
+    return enter, advance

@@ -1,6 +1,6 @@
 """One step of one image: evaluate the hard mask, move the generator, keep the best mask so far.
 
-Pure and free of batches: :mod:`amx_jax.optimize.loop` lifts it with ``vmap``.
+Pure and free of batches: :mod:`amx_jax.lift` makes batches of it.
 """
 
 from collections.abc import Callable
@@ -27,24 +27,46 @@ Classify = Callable[[Array], tuple[Array, dict[str, Array]]]
 BLUR_SIGMA = 1 / 20  # of the input's side
 
 
+class Problem(NamedTuple):
+    """What stays the same from step to step; everything of one image.
+
+    Attributes:
+        reference: what the explanation is measured against.
+        seen: the generator's view of the image.
+        blurred: the blurred image, a background; empty where no term needs it.
+        key: data of the PRNG key of the random backgrounds, uint32.
+    """
+
+    reference: Reference
+    seen: Array
+    blurred: Array
+    key: Array
+
+
 class State(NamedTuple):
     """What changes from step to step; everything of one image.
 
     Attributes:
+        number: steps taken.
         params: of the mask generator.
         optimizer: Optax's state.
         budget: share of the grid that is kept.
         area: kept share of the pixels of the best mask so far; 1 while there is none.
         logits: ``(grid, grid)``, positive where the best mask keeps.
+        improved: the step after which the area last fell by ``config.progress`` since then.
+        mark: the area at that step.
         failed: step at which a term or gradient was not finite, or −1.
         culprit: which one, an index into :func:`culprits`.
     """
 
+    number: Array
     params: Params
     optimizer: Any
     budget: Array
     area: Array
     logits: Array
+    improved: Array
+    mark: Array
     failed: Array
     culprit: Array
 
@@ -60,19 +82,49 @@ def culprits(config: Config) -> tuple[str, ...]:
     return (*(n for n in weights.__dataclass_fields__ if getattr(weights, n) != 0), "gradient")
 
 
+def pose(config: Config, generator: Generator, reference: Reference, key: Array) -> Problem:
+    """The problem of one image.
+
+    Args:
+        config: static.
+        generator: static.
+        reference: of the image.
+        key: of its random backgrounds.
+    """
+    image = reference.image
+    blurred = jnp.zeros(())
+    if config.objective.robustness:
+        blurred = blur(image, BLUR_SIGMA * image.shape[0])
+    return Problem(reference, generator.see(image), blurred, jax.random.key_data(key))
+
+
 def init(config: Config, generator: Generator, key: Array) -> State:
     """The state before the first step: a full budget and no mask yet."""
     params = generator.init(key)
+    # Not Python numbers: with weak types the second step would compile anew.
+    zero, one, none = jnp.zeros((), jnp.int32), jnp.ones(()), jnp.full((), -1, jnp.int32)
     return State(
+        number=zero,
         params=params,
         optimizer=make_optimizer(config).init(params),
-        budget=jnp.ones(()),
-        area=jnp.ones(()),
+        budget=one,
+        area=one,
         logits=jnp.ones((config.grid, config.grid)),
-        # int32 as after a step: with weak integers the second step would compile anew.
-        failed=jnp.full((), -1, jnp.int32),
-        culprit=jnp.full((), -1, jnp.int32),
+        improved=zero,
+        mark=one,
+        failed=none,
+        culprit=none,
     )
+
+
+def finished(config: Config, state: State) -> Array:
+    """The stopping rule of one image.
+
+    It has taken ``config.steps`` steps; or it has a sufficient mask, and in ``config.patience`` steps
+    the area has not fallen by the share ``config.progress``; or a value was not finite.
+    """
+    stuck = (state.area < 1) & (state.number - state.improved >= config.patience)
+    return (state.number >= config.steps) | (state.failed >= 0) | (stuck & (config.patience > 0))
 
 
 def step(
@@ -80,10 +132,8 @@ def step(
     generator: Generator,
     classify: Classify,
     limits: tuple[Array, Array, Array],
-    reference: Reference,
+    problem: Problem,
     state: State,
-    key: Array,
-    number: Array,
 ) -> State:
     """Advance one image by one step.
 
@@ -92,24 +142,23 @@ def step(
         generator: static.
         classify: f with its parameters bound, ``(H, W, C) -> (logits, activations)``.
         limits: background, lowest and highest value, each ``(C,)`` in the classifier's input space.
-        reference: of the image.
+        problem: of the image.
         state: before the step.
-        key: of this image's random backgrounds.
-        number: of the step, from 0.
 
     Returns:
-        The state after the step; unchanged if this image has failed.
+        The state after the step; where a value was not finite, the state before it but for ``number``,
+        ``failed`` and ``culprit``.
     """
-    image = reference.image
+    reference, image = problem.reference, problem.reference.image
     shape = (image.shape[0], image.shape[1])
     background, low, high = limits
     sampled = background
     if config.objective.robustness:
-        blurred = blur(image, BLUR_SIGMA * shape[0])
-        sampled = sample_background(jax.random.fold_in(key, number), image, blurred, low, high)
+        key = jax.random.fold_in(jax.random.wrap_key_data(problem.key), state.number)
+        sampled = sample_background(key, image, problem.blurred, low, high)
 
     def objective(params: Params) -> tuple[Array, tuple]:
-        logits = generator.apply(params, image)
+        logits = generator.apply(params, problem.seen)
         if config.budget:
             logits -= jax.lax.stop_gradient(budget_threshold(logits, state.budget))
         mask = straight_through_mask(logits, shape, config.temperature)
@@ -124,26 +173,31 @@ def step(
     sufficient = margin(scores, reference.target) > MARGIN
     area = jnp.mean(hard_mask(logits, shape), dtype=jnp.float32)
     better = sufficient & (area < state.area)
+    progressed = better & (area <= (1 - config.progress) * state.mark)
     factor = jnp.where(sufficient, config.shrink, config.grow)
     least = 1.0 / config.grid**2
+    number = state.number + 1
 
     checked = [*(jnp.isfinite(values[n]) for n in culprits(config)[:-1]), _all_finite(gradient)]
     finite = jnp.stack(checked)
-    fails = (state.failed < 0) & ~finite.all()
+    fails = ~finite.all()
     after = State(
+        number=number,
         params=optax.apply_updates(state.params, updates),
         optimizer=optimizer,
         budget=jnp.clip(state.budget * factor, least, 1.0),
         area=jnp.where(better, area, state.area),
         logits=jnp.where(better, logits, state.logits),
-        failed=jnp.full((), -1),
-        culprit=jnp.full((), -1),
+        improved=jnp.where(progressed, number, state.improved),
+        mark=jnp.where(progressed, area, state.mark),
+        failed=state.failed,
+        culprit=state.culprit,
     )
-    # A failed image stands still, so that nothing not finite enters its state.
-    stopped = fails | (state.failed >= 0)
-    kept = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), state, after)
+    # Nothing that is not finite enters the state.
+    kept = jax.tree.map(lambda old, new: jnp.where(fails, old, new), state, after)
     return kept._replace(
-        failed=jnp.where(fails, number, state.failed),
+        number=number,
+        failed=jnp.where(fails, state.number, state.failed),
         culprit=jnp.where(fails, jnp.argmin(finite), state.culprit),
     )
 

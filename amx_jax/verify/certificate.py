@@ -1,12 +1,12 @@
 """The certificate: what holds of a hard mask, recomputed from the mask alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jax import Array
 
 from amx_jax.objective.decision import MARGIN
-from amx_jax.verify.evaluator import Evaluator
+from amx_jax.verify.pool import Search
 from amx_jax.verify.prune import cell_map, components
 
 
@@ -38,60 +38,33 @@ class Certificate:
 
 
 def certify(
-    evaluator: Evaluator,
-    images: Array,
-    targets: Array,
-    owners: np.ndarray,
-    masks: np.ndarray,
-    keys: Array,
-    cell: int,
-    trials: int,
-) -> list[Certificate]:
-    """Certify masks from nothing but the masks.
+    mask: np.ndarray, cell: int, robustness: Callable[[np.ndarray], dict[str, tuple[int, int]]]
+) -> Search[Certificate]:
+    """Certify a mask from nothing but the mask.
 
     Args:
-        evaluator: the classifier on masked images.
-        images: normalised, ``(n, H, W, C)``.
-        targets: ``(n,)``.
-        owners: which image each mask belongs to, ``(k,)``.
-        masks: bool ``(k, H, W)``.
-        keys: of the unseen backgrounds, ``(n,)``.
+        mask: bool ``(H, W)``.
         cell: side of the squares of the minimality test, in pixels.
-        trials: backgrounds of each kind.
+        robustness: of a mask, ``{kind: (kept, trials)}``.
+
+    Yields:
+        The masks to be judged, as :func:`amx_jax.verify.prune.prune` does.
 
     Returns:
-        A certificate for each mask. Each depends on its own image only.
+        The certificate.
     """
-    cells = cell_map(masks.shape[1:], cell)
-    groups = []
-    for mask in masks:
-        without_one = [mask & (cells != number) for number in np.unique(cells[mask])]
-        groups.append([np.ones_like(mask), mask, ~mask, *without_one])
-    if not groups:
-        return []
-    sizes = [len(group) for group in groups]
-    margins, probabilities = evaluator.judge(
-        images, targets, np.repeat(owners, sizes), np.concatenate(groups)
+    cells = cell_map(mask.shape, cell)
+    without_one = [mask & (cells != number) for number in np.unique(cells[mask])]
+    margins, probabilities = yield [np.ones_like(mask), mask, ~mask, *without_one]
+    sufficient = bool(margins[1] > MARGIN)
+    return Certificate(
+        probability_image=float(probabilities[0]),
+        probability_explanation=float(probabilities[1]),
+        probability_complement=float(probabilities[2]),
+        area=float(mask.mean()),
+        sufficient=sufficient,
+        necessary=bool(margins[2] < -MARGIN),  # clearly another class, not a tie
+        minimal=sufficient and not (margins[3:] > MARGIN).any(),
+        components=components(mask),
+        robustness=robustness(mask),
     )
-    ends = np.cumsum(sizes)[:-1]
-    certificates = []
-    for owner, mask, margin, probability in zip(
-        owners, masks, np.split(margins, ends), np.split(probabilities, ends), strict=True
-    ):
-        sufficient = bool(margin[1] > MARGIN)
-        certificates.append(
-            Certificate(
-                probability_image=float(probability[0]),
-                probability_explanation=float(probability[1]),
-                probability_complement=float(probability[2]),
-                area=float(mask.mean()),
-                sufficient=sufficient,
-                necessary=bool(margin[2] < -MARGIN),  # clearly another class, not a tie
-                minimal=sufficient and not (margin[3:] > MARGIN).any(),
-                components=components(mask),
-                robustness=evaluator.robustness(
-                    images[owner], targets[owner], mask, keys[owner], trials
-                ),
-            )
-        )
-    return certificates

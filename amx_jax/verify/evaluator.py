@@ -3,7 +3,9 @@
 One shape means one compilation, and the same bits for a mask whatever else is in the batch.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,78 +13,94 @@ import numpy as np
 from jax import Array
 
 from amx_jax.classifiers.classifier import Classifier
+from amx_jax.lift import Devices
 from amx_jax.masks.composition import BACKGROUND_KINDS, blur, compose, constant_colour, white_noise
 from amx_jax.objective.decision import MARGIN, margin
+from amx_jax.verify.pool import Judged
 
 # Blurred backgrounds of the certificate: sigma from 1/50 to 1/8 of the input's side.
 MILDEST, STRONGEST = 1 / 50, 1 / 8
 
 
 class Evaluator:
-    """The classifier on masked versions of some images.
+    """The classifier on masked images, always in full float32 precision.
 
     Args:
         classifier: f.
         background: red, green and blue of the removed pixels, 0 … 255.
-        batch_size: images in one forward pass.
+        batch_size: masks in one forward pass, rounded up to what the devices share evenly.
+        devices: that share them.
     """
 
-    def __init__(self, classifier: Classifier, background: tuple[int, int, int], batch_size: int):
-        self.classifier, self.batch_size = classifier, batch_size
+    def __init__(
+        self,
+        classifier: Classifier,
+        background: tuple[int, int, int],
+        batch_size: int,
+        devices: Devices,
+    ):
+        self.batch_size = devices.slots(batch_size)
+        self._params = devices.replicate(classifier.params)
         normalize = classifier.preprocess.normalize
         colour = jnp.asarray(normalize(np.asarray(background, np.float32)))
         low, high = (jnp.asarray(normalize(np.float32(value))) for value in (0, 255))
 
-        def plain(params, images: Array, targets: Array, owner: Array, mask: Array):
-            logits, _ = classifier.apply(params, compose(images[owner], mask, colour))
-            target = targets[owner]
+        def classify(params: Any, image: Array, mask: Array, behind: Array, target: Array):
+            # An accelerator's default would round to bfloat16 or TF32.
+            with jax.default_matmul_precision("highest"):
+                logits, _ = classifier.apply(params, compose(image, mask, behind))
             return margin(logits, target), jax.nn.softmax(logits)[target]
 
-        def on_background(
-            kind: str, params, image: Array, target: Array, mask: Array, key: Array
-        ) -> Array:
+        def plain(params, pixels: Array, target: Array, mask: Array, used: Array):
+            def judge() -> tuple[Array, Array]:
+                image = normalize(pixels.astype(jnp.float32))
+                return classify(params, image, mask, colour, target)
+
+            return jax.lax.cond(used, judge, lambda: (jnp.zeros(()), jnp.zeros(())))
+
+        def on_background(kind: str, params, pixels: Array, target: Array, mask: Array, key: Array):
+            image = normalize(pixels.astype(jnp.float32))
+            key = jax.random.wrap_key_data(key)
             if kind == "colour":
-                background = constant_colour(key, image.shape, low, high)
+                behind = constant_colour(key, image.shape, low, high)
             elif kind == "noise":
-                background = white_noise(key, image.shape, low, high)
+                behind = white_noise(key, image.shape, low, high)
             else:
                 sigma = image.shape[0] * jax.random.uniform(key, (), minval=MILDEST, maxval=STRONGEST)
-                background = blur(image, sigma)
-            logits, _ = classifier.apply(params, compose(image, mask, background))
-            return margin(logits, target) > MARGIN
+                behind = blur(image, sigma)
+            return classify(params, image, mask, behind, target)[0] > MARGIN
 
-        self._plain = jax.jit(jax.vmap(plain, in_axes=(None, None, None, 0, 0)))
+        self._plain = devices.lift(plain)
         self._on_background = {
-            kind: jax.jit(jax.vmap(partial(on_background, kind), in_axes=(None, None, None, None, 0)))
-            for kind in BACKGROUND_KINDS
+            kind: devices.lift(partial(on_background, kind), shared=4) for kind in BACKGROUND_KINDS
         }
 
     def judge(
-        self, images: Array, targets: Array, owners: np.ndarray, masks: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, pixels: Sequence[np.ndarray], targets: Sequence[int], masks: Sequence[np.ndarray]
+    ) -> Judged:
         """The target's margin and probability on masked images.
 
         Args:
-            images: normalised, ``(n, H, W, C)``; the same n at each call, or it compiles anew.
-            targets: ``(n,)``.
-            owners: which image each mask belongs to, ``(k,)``.
-            masks: bool ``(k, H, W)``.
-
-        Returns:
-            Margins and probabilities, ``(k,)`` each.
+            pixels: for each mask its image, uint8 ``(H, W, 3)``.
+            targets: for each mask the class.
+            masks: bool ``(H, W)`` each, at most ``batch_size`` of them.
         """
-        margins, probabilities = np.zeros((2, len(masks)), np.float32)
-        for start in range(0, len(masks), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            count = len(masks[part])
-            owner = np.pad(owners[part], (0, self.batch_size - count))
-            mask = np.pad(masks[part], ((0, self.batch_size - count), (0, 0), (0, 0)))
-            found = self._plain(self.classifier.params, images, targets, owner, mask)
-            margins[part], probabilities[part] = (np.asarray(values)[:count] for values in found)
-        return margins, probabilities
+        count = len(masks)
+        if not count:
+            return Judged(np.zeros(0, np.float32), np.zeros(0, np.float32))
+        index = [*range(count), *[0] * (self.batch_size - count)]
+        found = self._plain(
+            self._params,
+            np.stack([pixels[i] for i in index]),
+            np.array([targets[i] for i in index], np.int32),
+            np.stack([masks[i] for i in index]),
+            np.arange(self.batch_size) < count,
+        )
+        margins, probabilities = (np.asarray(values)[:count] for values in found)
+        return Judged(margins, probabilities)
 
     def robustness(
-        self, image: Array, target: Array, mask: np.ndarray, key: Array, trials: int
+        self, pixels: np.ndarray, target: int, mask: np.ndarray, key: Array, trials: int
     ) -> dict[str, tuple[int, int]]:
         """How many random backgrounds of each kind keep the target the top class.
 
@@ -90,7 +108,7 @@ class Evaluator:
         blurs are of the photo itself with sigma uniform from 1/50 to 1/8 of its side.
 
         Args:
-            image: normalised, ``(H, W, C)``.
+            pixels: uint8 ``(H, W, 3)``.
             target: the class t.
             mask: bool ``(H, W)``.
             key: of the backgrounds.
@@ -103,10 +121,10 @@ class Evaluator:
         result = {}
         for kind, evaluate in self._on_background.items():
             key, kind_key = jax.random.split(key)
-            keys = jax.random.split(kind_key, rounds * self.batch_size)
+            keys = np.asarray(jax.random.key_data(jax.random.split(kind_key, rounds * self.batch_size)))
             kept = [
-                evaluate(self.classifier.params, image, target, mask, some)
-                for some in keys.reshape(rounds, self.batch_size)
+                evaluate(self._params, pixels, np.int32(target), mask, some)
+                for some in keys.reshape(rounds, self.batch_size, -1)
             ]
             result[kind] = (int(np.concatenate(kept)[:trials].sum()), trials)
         return result

@@ -1,22 +1,16 @@
 """Pruning: remove cells from a sufficient mask until no single one can go.
 
-The search is a coroutine for one image: it yields candidate masks and receives each one's margin.
-So it knows nothing of classifiers or batches, and :func:`prune_all` can fill full batches with the
-candidates of many images.
+The search is a coroutine for one image (:mod:`amx_jax.verify.pool`): it yields candidate masks and
+receives each one's margin, and knows nothing of classifiers or batches.
 """
 
-from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from amx_jax.objective.decision import MARGIN
-
-# candidates (n, H, W) bool, out; margins (n,), in
-Search = Generator[np.ndarray, np.ndarray, "Pruned"]
-# (image index of each candidate, candidates) -> margins
-Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]
+from amx_jax.verify.pool import Search
 
 # Candidates of one image tested against the same mask before the next is chosen. Fewer would save
 # calls but leave batches unfilled; with 8 they cost a quarter more calls for the same area.
@@ -61,7 +55,7 @@ def components(mask: np.ndarray) -> int:
     return int(ndimage.label(mask)[1])
 
 
-def prune(mask: np.ndarray, ranking: np.ndarray, cell: int) -> Search:
+def prune(mask: np.ndarray, ranking: np.ndarray, cell: int) -> Search[Pruned]:
     """Search for a 1-minimal sufficient mask inside a sufficient one.
 
     From coarse to fine: whole connected components (crumbs go first), the smallest sufficient
@@ -75,18 +69,22 @@ def prune(mask: np.ndarray, ranking: np.ndarray, cell: int) -> Search:
         cell: side of the removed squares, in pixels.
 
     Yields:
-        Candidate masks ``(n, H, W)``; expects their margins, ``(n,)``: sufficient above ``MARGIN``.
+        Candidate masks, and expects what the classifier says of them: sufficient is a margin above
+        ``MARGIN``.
 
     Returns:
-        The pruned mask (through ``StopIteration.value``).
+        The pruned mask.
 
     Examples:
+        >>> from amx_jax.verify.pool import Judged, Pool
         >>> def judge(owners, masks):  # needs the pixel in the corner and nothing else
-        ...     return np.where(masks[:, 0, 0], 1.0, -1.0)
-        >>> mask, ranking = np.ones((8, 8), bool), np.zeros((8, 8))
-        >>> [pruned] = prune_all([prune(mask, ranking, cell=2)], judge)
-        >>> pruned.mask.sum(), pruned.minimal
-        (np.int64(4), True)
+        ...     margins = np.where([mask[0, 0] for mask in masks], 1.0, -1.0)
+        ...     return Judged(margins, margins > 0)
+        >>> pool = Pool(judge, batch_size=8)
+        >>> pool.add("photo", prune(np.ones((8, 8), bool), np.zeros((8, 8)), cell=2))
+        >>> [(name, pruned)] = pool.drain()
+        >>> name, pruned.mask.sum(), pruned.minimal
+        ('photo', np.int64(4), True)
 
     Reference: deletion to 1-minimality as in Zeller and Hildebrandt (2002), delta debugging.
     """
@@ -95,7 +93,7 @@ def prune(mask: np.ndarray, ranking: np.ndarray, cell: int) -> Search:
     def test(candidates: list[np.ndarray]):
         nonlocal calls
         calls += len(candidates)
-        return (yield np.stack(candidates))
+        return (yield candidates).margins
 
     mask = yield from _keep_largest_components(mask, test)
     mask = yield from _keep_prefix(mask, ranking, cell_map(mask.shape, cell), test)
@@ -166,33 +164,3 @@ def _remove_jointly(mask, cells, free, test):
         done = sizes[best]
         bound = sizes[best + 1] - 1 if best + 1 < len(sizes) else done
     return mask & ~np.isin(cells, free[:done])
-
-
-def prune_all(searches: Sequence[Search], judge: Judge) -> list[Pruned]:
-    """Run many searches together, so that their candidates share full batches.
-
-    Args:
-        searches: one for each image, from :func:`prune`.
-        judge: margins of candidates, given the image each belongs to.
-
-    Returns:
-        The outcomes, in order. Each depends on its own image only.
-    """
-    outcomes: dict[int, Pruned] = {}
-    pending: dict[int, np.ndarray] = {}
-    for index, search in enumerate(searches):
-        _advance(index, search, None, pending, outcomes)
-    while pending:
-        owners = np.concatenate([np.full(len(c), i) for i, c in pending.items()])
-        margins = judge(owners, np.concatenate(list(pending.values())))
-        for index in list(pending):
-            del pending[index]
-            _advance(index, searches[index], margins[owners == index], pending, outcomes)
-    return [outcomes[index] for index in range(len(searches))]
-
-
-def _advance(index, search, margins, pending, outcomes) -> None:
-    try:
-        pending[index] = search.send(margins)
-    except StopIteration as stop:
-        outcomes[index] = stop.value
