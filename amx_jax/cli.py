@@ -140,7 +140,7 @@ class Explain(Source):
         from amx_jax.explainer import Explainer
 
         # All that can be refused is refused before the output folder is made.
-        classifier = self.load(self.config.batch_size)
+        classifier = self.load(min(len(photos), self.config.batch_size))
         if self.target is not None:
             classifier.class_index(self.target)
         explainer = Explainer(classifier, self.config)

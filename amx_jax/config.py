@@ -60,8 +60,8 @@ class Config:
         cell: side of the squares that pruning removes, in pixels; 0 for 1/28 of the input's side.
         trials: number of unseen backgrounds of each kind in the certificate.
         seed: what all randomness derives from.
-        batch_size: images optimised together; another size rounds differently and finds other masks.
-        candidates: masks tested in one forward pass while pruning and certifying.
+        batch_size: images under optimisation at a time, rounded up to what the devices share evenly.
+        candidates: masks tested in one forward pass while pruning and certifying, rounded up alike.
         chunk: images of a batch that one device computes together; 0 for one on a CPU and all
             elsewhere.
         dtype: of the classifier in the optimiser's steps; what is verified is always float32.
@@ -78,7 +78,7 @@ class Config:
     budget: bool = True
     shrink: float = 0.98
     grow: float = 1.02
-    steps: int = 200
+    steps: int = 175
     patience: int = 0
     progress: float = 0.05
     learning_rate: float = 0.003
@@ -87,7 +87,7 @@ class Config:
     trials: int = 32
     seed: int = 0
     batch_size: int = 8
-    candidates: int = 8
+    candidates: int = 16
     chunk: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False

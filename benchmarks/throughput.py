@@ -136,7 +136,8 @@ def phases(classifier: Classifier, pixels: np.ndarray, rounds: int) -> dict[str,
         return classifier.apply(params, x)[0]
 
     def entropy(params: Any, x: jax.Array) -> jax.Array:
-        return jax.nn.logsumexp(logits(params, x)) - logits(params, x)[0]
+        scores = logits(params, x)
+        return jax.nn.logsumexp(scores) - scores[0]
 
     forward = devices.lift(logits)
     gradient = devices.lift(jax.grad(entropy, argnums=1))

@@ -12,9 +12,9 @@ from scipy import ndimage
 from amx_jax.objective.decision import MARGIN
 from amx_jax.verify.pool import Search
 
-# Candidates of one image tested against the same mask before the next is chosen. Fewer would save
-# calls but leave batches unfilled; with 8 they cost a quarter more calls for the same area.
-WAVE = 4
+# Candidates of one image tested against the same mask before the next is chosen. More would fill
+# batches with fewer images, but with 8 they cost a quarter more calls than with 4 for the same area.
+WAVE = 2
 # Squares of this many cells are removed first, until no single one can go: what is left is then a
 # few coarse pieces, trimmed, and not many crumbs (median of 5 regions instead of 7).
 SCALES = (4, 2, 1)

@@ -13,7 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 class _ReLU6(torch.autograd.Function):
     """ReLU6 whose gradient is taken from its result, so that nothing else need be kept.
 
-    Inductor would write the gradient of ``F.relu6`` as a mask of bools, unvectorised.
+    For ``F.relu6`` Inductor writes a mask of bools, one at a time. Measured for the step at batch 8:
+    20 against 42 ms an image compiled, 20 against 23 as it is.
     """
 
     @staticmethod
@@ -37,8 +38,9 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     before, after = padding[:2]
     weight = fused.weight
     if after > before:
-        # A zero row and column in front make the padding even, and a padded copy of the input is
-        # spared (measured at batch 8: 24.9 against 19.9 ms an image, forward and back).
+        # A zero row and column in front make the padding even, and no padded copy of the input is
+        # written. Measured for the step at batch 8: 18 against 27 ms an image compiled, 23 against 25
+        # as it is.
         weight = F.pad(weight, (after - before, 0, after - before, 0))
     folded = nn.Conv2d(
         conv.in_channels,

@@ -130,7 +130,7 @@ class Reference:
         self.evaluate = self._evaluate
         if form == "compiled":
             check_compiler()
-            self.evaluate = torch.compile(self._evaluate, dynamic=False)
+            self.evaluate = torch.compile(self._evaluate, dynamic=False, fullgraph=True)
 
     def _refer(self, images: Tensor, targets: Tensor) -> Images:
         x = images.movedim(3, 1)  # channels_last already
