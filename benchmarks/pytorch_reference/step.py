@@ -14,6 +14,7 @@ from amx_jax.classifiers.registry import MATCHED_STAGES
 from amx_jax.config import Config
 from amx_jax.errors import ConfigError
 from amx_jax.objective.decision import MARGIN
+from amx_jax.optimize.step import START
 from benchmarks.pytorch_reference.classifier import Classifier
 from benchmarks.pytorch_reference.generator import Params, autoencoder, to_patches
 from benchmarks.pytorch_reference.objective import (
@@ -222,7 +223,7 @@ class Reference:
             params=params,
             optimizer=optimizer,
             schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, decay),
-            budget=torch.ones(n),
+            budget=torch.full((n,), START),
             area=torch.ones(n),
             logits=torch.ones_like(params["free"].detach()),
             failed=torch.full((n,), -1),
