@@ -4,8 +4,8 @@
 
 Steps a second and memory against the batch size, and against the number of simulated CPU devices, each
 setting in a process of its own and in turns. The digest shows whether the settings find the same bits
-for the same image. No program may hold collectives; the run fails otherwise. DIR gets ``scaling.json`` and
-``scaling.png``. Memory is what the process holds at most above what it held when the classifier was
+for the same image. No program may hold collectives; the run fails otherwise. DIR gets ``scaling.json``
+and ``scaling.png``. Memory is what the process holds at most above what it held when the classifier was
 loaded; the last lines give it for a whole run over few and over many photos.
 """
 
