@@ -238,6 +238,7 @@ class Run:
         self.names: list[str] = []
         self.records: list[dict[str, Any]] = []
         self._failed = 0
+        self._under_way = 0.0
         self._opened: deque[int] = deque()  # read, and not yet explained
         console = Console(stderr=True)
         self._bar = Progress(
@@ -261,7 +262,7 @@ class Run:
             with self._bar:
                 for explanation in self.explainer.stream(self._images(), targets, self._show):
                     self._write(self._opened.popleft(), explanation)
-                    self._show("writing")
+                    self._show("writing", max(0.0, self._under_way - 1))
         except KeyboardInterrupt:
             complain("interrupted")
             return INTERRUPTED
@@ -305,9 +306,11 @@ class Run:
         self._failed += 1
         complain(reason)
 
-    def _show(self, phase: str, work: float = 0.0) -> None:
+    def _show(self, phase: str, under_way: float) -> None:
+        """Move the bar to what is done and, as a sum of shares, what is under way."""
+        self._under_way = under_way
         done = self._failed + len(self.records)
-        self._bar.update(self._task, description=phase, completed=done + work, done=done)
+        self._bar.update(self._task, description=phase, completed=done + under_way, done=done)
 
 
 def outcome(done: int, total: int) -> int:

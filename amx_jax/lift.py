@@ -95,12 +95,19 @@ class Devices:
         return jax.device_put(tree, NamedSharding(self.mesh, SPLIT))
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def share_cores(at_most: int) -> None:
     """Let JAX see this machine's CPU as one device a core, so that each core has an image of its own.
 
-    An image's operations are too small to be split among cores well: a step of
-    EfficientNet-Lite0 takes two cores 33 ms an image as one device, and 14 as two
-    (benchmarks/scaling.py).
+    An image's operations are too small to be split among cores well: a step of EfficientNet-Lite0 takes
+    two cores 33 ms an image as one device, and 14 as two (benchmarks/scaling.py).
+
     Call it before anything of JAX runs; where JAX runs already, or the number of its CPU devices has
     been set, nothing changes.
 
@@ -111,7 +118,7 @@ def share_cores(at_most: int) -> None:
     if set_already or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     with suppress(RuntimeError):  # JAX runs already
-        jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), at_most))
+        jax.config.update("jax_num_cpu_devices", min(cores(), at_most))
 
 
 def keep_compiled(folder: Path) -> None:

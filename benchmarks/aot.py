@@ -1,6 +1,6 @@
 """What the optimisation step costs on a TPU or an NVIDIA GPU, compiled here, without having one.
 
-    python -m benchmarks.aot [--batch-sizes 16 64 256] [--dtype float32 bfloat16]
+    python -m benchmarks.aot [--batch-sizes 16 64 256] [--dtypes float32 bfloat16]
 
 With libtpu from PyPI (``pip install '.[tpu]'``) XLA compiles for TPU v5e on any machine and tells the
 memory, the floating-point operations, the bytes moved and the collectives of the compiled program;
@@ -14,12 +14,11 @@ import platform
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
 from jax import export
 from jax.experimental import topologies
@@ -27,13 +26,12 @@ from jax.sharding import NamedSharding
 
 from amx_jax import Classifier, Config, load_classifier
 from amx_jax.lift import SPLIT, WHOLE, Devices
-from amx_jax.optimize.loop import pure_functions
+from amx_jax.optimize.loop import pure_functions, shapes_of_one
 from benchmarks.programs import collectives
 
 V5E = {"float32": 197e12, "bfloat16": 197e12}  # its matrix unit takes float32 as bfloat16
 H100 = {"float32": 495e12, "bfloat16": 989e12}  # TF32 and bfloat16, dense
 V5E_BANDWIDTH, H100_BANDWIDTH = 819e9, 3.35e12  # bytes a second
-V5E_MEMORY = 16e9
 
 
 @dataclass(frozen=True)
@@ -70,23 +68,16 @@ def tpu_devices(topology: str) -> Sequence[Any]:
 
 
 def programme(classifier: Classifier, config: Config, devices: Devices, batch: int):
-    """One step for a batch, and the shapes of its arguments."""
-    enter, advance = pure_functions(classifier, replace(config, batch_size=batch), burst=1)
-    side = classifier.preprocess.size
-    shapes = (
-        jax.ShapeDtypeStruct((side, side, 3), jnp.uint8),
-        jax.ShapeDtypeStruct((), jnp.int32),
-        jax.ShapeDtypeStruct((), jnp.uint32),
-    )
-    problem, state = jax.eval_shape(enter, classifier.params, *shapes)
+    """One step of one image, and the shapes of its arguments for a batch."""
+    enter, advance = pure_functions(classifier, config, burst=1)
 
     def shaped(leaf: Any, spec: Any, *lead: int) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(devices.mesh, spec)
         return jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype, sharding=sharding)
 
     params = jax.tree.map(lambda leaf: shaped(leaf, WHOLE), classifier.params)
-    own = jax.tree.map(lambda leaf: shaped(leaf, SPLIT, batch), (problem, state))
-    return devices.lift(advance, donate=(2,)), (params, *own)
+    own = jax.tree.map(lambda leaf: shaped(leaf, SPLIT, batch), shapes_of_one(classifier, enter))
+    return advance, (params, *own)
 
 
 def compile_for_tpu(
@@ -95,9 +86,9 @@ def compile_for_tpu(
     """Figures of the step for ``batch`` images a chip."""
     devices = Devices(tpu_devices(topology))
     chips = len(devices.devices)
-    function, arguments = programme(classifier, config, devices, batch * chips)
+    advance, arguments = programme(classifier, config, devices, batch * chips)
     start = time.perf_counter()
-    compiled = function.lower(*arguments).compile()
+    compiled = devices.lift(advance, donate=(2,)).lower(*arguments).compile()
     seconds = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     hbm = (
@@ -113,7 +104,7 @@ def compile_for_tpu(
         "dtype": dtype,
         "images a chip": batch,
         "compile seconds": seconds,
-        "collectives": collectives(compiled.as_text()),
+        "collectives": len(collectives(compiled.as_text())),
         "HBM bytes a chip": hbm,
         "FLOPs an image-step": flops,
         "bytes an image-step": moved,
@@ -124,9 +115,8 @@ def compile_for_tpu(
 
 def lower_for_cuda(classifier: Classifier, config: Config, batch: int) -> dict[str, Any]:
     """That the step lowers for CUDA, and how large the program is."""
-    _, advance = pure_functions(classifier, replace(config, batch_size=batch), burst=1)
     cpu = Devices(jax.devices("cpu")[:1])
-    _, arguments = programme(classifier, config, cpu, batch)
+    advance, arguments = programme(classifier, config, cpu, batch)
     step = jax.jit(jax.vmap(advance, in_axes=(None, 0, 0)))
     text = export.export(step, platforms=["cuda"])(*arguments).mlir_module()
     return {
@@ -150,7 +140,7 @@ def main() -> None:
                 rows.append(compile_for_tpu(classifier, config, topology, batch))
                 print(json.dumps(rows[-1]), flush=True)
     if options.output:
-        options.output.write_text(json.dumps({"machine": platform.processor(), "rows": rows}, indent=2))
+        options.output.write_text(json.dumps({"machine": platform.machine(), "rows": rows}, indent=2))
 
 
 if __name__ == "__main__":

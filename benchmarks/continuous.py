@@ -19,9 +19,9 @@ import numpy as np
 import tyro
 
 from amx_jax import Config, Explainer, Explanation, Unexplained, load_classifier
-from amx_jax.data.photos import find_photos, read_photo
+from amx_jax.data.photos import read_photo
 from amx_jax.lift import share_cores
-from benchmarks.programs import device_name
+from benchmarks.programs import device_name, first_photos
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,8 @@ def main() -> None:
     options = tyro.cli(Options)
     config = options.config
     share_cores(config.batch_size)
-    photos, failures = find_photos([options.data])
-    if failures or not photos:
-        raise SystemExit("\n".join(failure.reason for failure in failures) or "no photos")
     explainer = Explainer(load_classifier(options.classifier), config)
-    images = [read_photo(photo) for photo in photos[: options.photos]]
+    images = [read_photo(photo) for photo in first_photos(options.data, options.photos)]
     explainer(images[:1])  # compiles
     start = time.perf_counter()
     stream = explainer(images)

@@ -19,12 +19,12 @@ import numpy as np
 import tyro
 
 from amx_jax import Config, Explainer, Explanation, load_classifier
-from amx_jax.data.photos import find_photos, read_photo, unique_stems
+from amx_jax.data.photos import read_photo, unique_stems
 from amx_jax.data.results import check_output, write_explanation, write_index
 from amx_jax.lift import share_cores
 from amx_jax.report.pictures import explanation_pictures
 from amx_jax.verify.prune import components
-from benchmarks.programs import device_name
+from benchmarks.programs import device_name, first_photos
 from benchmarks.recheck import recheck_all
 
 
@@ -89,10 +89,7 @@ def main() -> None:
     """Explain, recheck, print."""
     options = tyro.cli(Options)
     output = check_output(options.output)
-    found, failures = find_photos([options.data])
-    if failures or not found:
-        raise SystemExit("\n".join(failure.reason for failure in failures))
-    photos = found[: options.photos]
+    photos = first_photos(options.data, options.photos)
     share_cores(options.config.batch_size)
     explainer = Explainer(load_classifier(options.classifier), options.config)
     explainer([read_photo(photos[0])])  # compiles

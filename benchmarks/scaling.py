@@ -27,9 +27,9 @@ import numpy as np
 import tyro
 
 from amx_jax import Config, Explainer, load_classifier
-from amx_jax.lift import Devices
+from amx_jax.lift import Devices, cores
 from amx_jax.optimize.loop import BURST, Optimizer
-from benchmarks.programs import collectives, cores, device_name
+from benchmarks.programs import collectives, device_name, noise
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,6 @@ class Options:
     output: Path | None = None
 
 
-def noise(count: int, side: int) -> np.ndarray:
-    """Images, the first the same whatever the count."""
-    rng = np.random.default_rng(0)
-    return np.stack([rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)])
-
-
 def peak() -> float:
     """Most memory that this process has held, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
@@ -75,8 +69,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def steps(classifier_name: str, devices: int, batch: int) -> dict[str, Any]:
     """Seconds an image and step, memory, collectives, and a digest of what the first image came to."""
-    if jax.config.jax_platforms in (None, "cpu"):  # type: ignore[attr-defined]
-        jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_num_cpu_devices", devices)  # which says nothing of accelerators
     classifier = load_classifier(classifier_name)
     optimizer = Optimizer(classifier, Config(batch_size=batch, steps=10**6), Devices())
     before = peak()
@@ -97,21 +90,18 @@ def steps(classifier_name: str, devices: int, batch: int) -> dict[str, Any]:
         "batch": batch,
         "seconds": min(seconds),
         "memory": peak() - before,
-        "collectives": collectives(text),
+        "collectives": len(collectives(text)),
         "digest": hashlib.sha256(logits.tobytes()).hexdigest()[:12],
     }
 
 
 def memory_of_run(classifier_name: str, devices: int, photos: int) -> float:
     """Most memory that explaining so many photos takes, in bytes, above the classifier's."""
-    if jax.config.jax_platforms in (None, "cpu"):  # type: ignore[attr-defined]
-        jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_num_cpu_devices", devices)  # which says nothing of accelerators
     classifier = load_classifier(classifier_name)
     config = Config(steps=8, trials=1)
+    images = noise(photos, classifier.preprocess.size)
     before = peak()
-    rng = np.random.default_rng(0)
-    side = classifier.preprocess.size
-    images = (rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(photos))
     for _ in Explainer(classifier, config).stream(images):
         pass
     return peak() - before

@@ -24,11 +24,11 @@ import torch
 import tyro
 
 from amx_jax import Classifier, Config, load_classifier
-from amx_jax.lift import Devices, share_cores
+from amx_jax.lift import Devices, cores, share_cores
 from amx_jax.masks.composition import BACKGROUND_KINDS
 from amx_jax.optimize.loop import BURST, Optimizer, make_generator
 from amx_jax.verify.evaluator import Evaluator
-from benchmarks.programs import cores, device_name
+from benchmarks.programs import device_name, noise
 from benchmarks.pytorch_reference import FORMS, CompilerError, Reference, from_jax
 from benchmarks.recheck import load_model
 
@@ -200,8 +200,7 @@ def main() -> None:
     torch.set_num_threads(cores())
     classifier = load_classifier(options.classifier)
     side = classifier.preprocess.size
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (max(options.batch_sizes), side, side, 3), dtype=np.uint8)
+    pixels = noise(max(options.batch_sizes), side)
     print(
         f"{device_name()}; milliseconds an image and step: median (least … most), first call",
         flush=True,

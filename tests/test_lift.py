@@ -5,7 +5,6 @@ What is said here of all devices is tried on two, and in a process of its own on
 
 import itertools
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +21,7 @@ from amx_jax import Config, Explainer
 from amx_jax.lift import AXIS, SPLIT, Devices, share_cores
 from amx_jax.optimize.loop import Optimizer
 from amx_jax.verify.evaluator import Evaluator
+from benchmarks import programs
 
 ALL = len(jax.devices())
 CONFIG = Config(generator="grid", grid=8, steps=9, shrink=0.8, cell=4, trials=3, patience=3)
@@ -129,16 +129,12 @@ def test_where_jax_runs_already_its_devices_stay():
 
 # --- no device waits for another ------------------------------------------------------------------
 
-COLLECTIVES = (
-    "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter|send|recv"
-)
-
 
 def collectives(program, *arguments) -> list[str]:
     """The names of the operations of a compiled program in which devices wait for each other."""
     text = program.lower(*arguments).compile().as_text()
     assert f"num_partitions={ALL}" in text.splitlines()[0]
-    return re.findall(rf" ({COLLECTIVES})(?:-start|-done)?\(", text)
+    return programs.collectives(text)
 
 
 ROUND = [(i, (i + 1) % ALL) for i in range(ALL)]

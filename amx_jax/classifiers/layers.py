@@ -38,15 +38,19 @@ def relu6(x: Array) -> Array:
     return jnp.clip(x, 0.0, 6.0)
 
 
-def _relu6_forward(x: Array):
-    return relu6(x), pack_bits((x > 0) & (x < 6))
+def _slopes(x: Array) -> Array:
+    """Where ReLU6 has slope 1, packed; the same of its argument and of its result."""
+    return pack_bits((x > 0) & (x < 6))
 
 
-def _relu6_backward(slopes: Array, gradient: Array):
-    return (jnp.where(unpack_bits(slopes, gradient.shape), gradient, 0),)
+def _through_relu6(slopes: Array, gradient: Array) -> Array:
+    return jnp.where(unpack_bits(slopes, gradient.shape), gradient, 0)
 
 
-relu6.defvjp(_relu6_forward, _relu6_backward)
+relu6.defvjp(
+    lambda x: (relu6(x), _slopes(x)),
+    lambda slopes, gradient: (_through_relu6(slopes, gradient),),
+)
 
 
 def _bits(rows: int) -> Array:
@@ -79,6 +83,10 @@ def unpack_bits(packed: Array, shape: tuple[int, ...]) -> Array:
     return ((packed[:, None] & bits) > 0).reshape(shape)
 
 
+def _output_shape(x: Array, stride: int) -> tuple[int, int]:
+    return -(-x.shape[0] // stride), -(-x.shape[1] // stride)
+
+
 def _pad_same(x: Array, kernel: int, stride: int) -> Array:
     padding = [(*same_padding(size, kernel, stride), 0) for size in x.shape[:2]]
     return jax.lax.pad(x, jnp.zeros((), x.dtype), (*padding, (0, 0, 0)))
@@ -104,8 +112,7 @@ def shifted_views(x: Array, kernel: int, stride: int) -> list[Array]:
     Returns:
         Arrays ``(ceil(H / stride), ceil(W / stride), C)`` in row-major order of the kernel's taps.
     """
-    shape = (-(-x.shape[0] // stride), -(-x.shape[1] // stride))
-    return _views(_pad_same(x, kernel, stride), kernel, stride, shape)
+    return _views(_pad_same(x, kernel, stride), kernel, stride, _output_shape(x, stride))
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -164,9 +171,10 @@ def _fenced(function: Callable[..., Array], *arguments: Array) -> Array:
 def _depthwise_relu6_on_cpu(x: Array, kernel: Array, bias: Array, stride: int) -> Array:
     def convolve_padded(padded: Array, kernel: Array, bias: Array) -> Array:
         total = _shift_and_add(padded, kernel, stride, shape) + bias
+        # Not jnp.clip: a call of its own, it would be fenced off from the sum.
         return jax.lax.clamp(total.dtype.type(0), total, total.dtype.type(6))
 
-    shape = (-(-x.shape[0] // stride), -(-x.shape[1] // stride))
+    shape = _output_shape(x, stride)
     return _fenced(convolve_padded, _pad_same(x, kernel.shape[0], stride), kernel, bias)
 
 
@@ -212,12 +220,12 @@ def depthwise_relu6(x: Array, kernel: Array, bias: Array, stride: int = 1) -> Ar
 def _depthwise_forward(x: Array, kernel: Array, bias: Array, stride: int):
     y = depthwise_relu6(x, kernel, bias, stride)
     empty = jnp.zeros_like(x, shape=(*x.shape, 0))  # carries the input's shape and no data
-    return y, (empty, pack_bits((y > 0) & (y < 6)), kernel, bias)
+    return y, (empty, _slopes(y), kernel, bias)
 
 
 def _depthwise_backward(stride: int, residuals: tuple[Array, ...], gradient: Array):
     empty, slopes, kernel, bias = residuals
-    gradient = jnp.where(unpack_bits(slopes, gradient.shape), gradient, 0)
+    gradient = _through_relu6(slopes, gradient)
 
     def grouped(gradient: Array, kernel: Array) -> Array:
         like = jax.ShapeDtypeStruct(empty.shape[:-1], gradient.dtype)

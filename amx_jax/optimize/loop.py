@@ -7,6 +7,7 @@ compiles twice; and a slot's steps depend on nothing but its image.
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +75,6 @@ class Optimizer:
     Attributes:
         count: how many slots there are.
         free: those without an image, in the order in which they are best filled.
-        slots: :class:`amx_jax.optimize.step.Problem` and ``State`` of every slot, on the devices.
     """
 
     def __init__(self, classifier: Classifier, config: Config, devices: Devices):
@@ -85,11 +85,7 @@ class Optimizer:
         self._make(*pure_functions(classifier, config))
 
     def _make(self, enter: Callable, advance: Callable) -> None:
-        devices, preprocess = self._devices, self.classifier.preprocess
-        side = preprocess.size
-        image = jax.ShapeDtypeStruct((side, side, 3), jnp.uint8)
-        number, name = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.uint32))
-        problem, state = jax.eval_shape(enter, self._params, image, number, name)
+        devices, side = self._devices, self.classifier.preprocess.size
 
         def put(params: Any, entering: tuple, index: Array, slots: tuple) -> tuple:
             """On the device that holds the slot, and on no other, fill it."""
@@ -108,23 +104,27 @@ class Optimizer:
         self._put = devices.spread(put, shared=3, donate=(3,))
         self._advance = devices.lift(advance, donate=(2,))
         self._enlarge = jax.jit(enlarge)
-        self._one = problem, state
+        self._shapes = shapes_of_one(self.classifier, enter)
         # Neighbours share a device: filling every n-th first keeps the devices equally busy.
         share = self.count // len(devices.devices)
         self._order = [d * share + i for i in range(share) for d in range(len(devices.devices))]
-        self._clear()
+        self.free = list(self._order)
 
-    def _clear(self) -> None:
-        empty = jax.tree.map(lambda leaf: jnp.zeros((self.count, *leaf.shape), leaf.dtype), self._one)
+    @cached_property
+    def slots(self) -> tuple[one.Problem, one.State]:
+        """Of every slot, on the devices; no memory before the first use."""
+        problem, state = jax.tree.map(
+            lambda leaf: jnp.zeros((self.count, *leaf.shape), leaf.dtype), self._shapes
+        )
         # A slot that has taken all its steps stands still: it has no image.
         idle = jnp.full(self.count, self.config.steps, jnp.int32)
-        self.slots = self._devices.split((empty[0], empty[1]._replace(number=idle)))
-        self.free = list(self._order)
+        return self._devices.split((problem, state._replace(number=idle)))
 
     def emptied(self) -> "Optimizer":
         """The same compiled functions with slots of their own, all free."""
         twin = copy.copy(self)
-        twin._clear()
+        twin.__dict__.pop("slots", None)
+        twin.free = list(self._order)
         return twin
 
     def put(self, pixels: np.ndarray, target: int | None, name: int) -> int:
@@ -179,6 +179,14 @@ class Optimizer:
         return Optimized(
             int(target[slot]), np.array(mask), np.array(enlarged), int(number[slot]), failure
         )
+
+
+def shapes_of_one(classifier: Classifier, enter: Callable) -> tuple[one.Problem, one.State]:
+    """What ``enter`` of :func:`pure_functions` returns for one image, as shapes without data."""
+    side = classifier.preprocess.size
+    image = jax.ShapeDtypeStruct((side, side, 3), jnp.uint8)
+    target, name = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.uint32))
+    return jax.eval_shape(enter, classifier.params, image, target, name)
 
 
 def pure_functions(
