@@ -126,6 +126,20 @@ def lower_for_cuda(classifier: Classifier, config: Config, batch: int) -> dict[s
     }
 
 
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """One line over all programs: the slowest compilation, what the largest batch of one chip takes."""
+    first = [row for row in rows if row["topology"] == rows[0]["topology"]]
+    memory = ", ".join(f"{row['HBM bytes a chip'] / 1e9:.2f} ({row['images a chip']})" for row in first)
+    last = first[-1]
+    return (
+        f"compiled in at most {max(row['compile seconds'] for row in rows):.0f} s; "
+        f"{sum(row['collectives'] for row in rows)} collectives; GB of HBM (images a chip): {memory}; "
+        f"{last['FLOPs an image-step'] / 1e9:.2f} GFLOP and {last['bytes an image-step'] / 1e6:.0f} MB "
+        f"an image-step: {1e3 * last['v5e roofline seconds an image-step']:.2f} ms on v5e, "
+        f"{1e3 * last['H100 roofline seconds an image-step']:.2f} ms on H100 ({last['dtype']})"
+    )
+
+
 def main() -> None:
     """Compile, print, sum up."""
     options = tyro.cli(Options)
@@ -141,6 +155,7 @@ def main() -> None:
                 print(json.dumps(rows[-1]), flush=True)
     if options.output:
         options.output.write_text(json.dumps({"machine": platform.machine(), "rows": rows}, indent=2))
+    print(summary(rows))
 
 
 if __name__ == "__main__":
