@@ -106,7 +106,7 @@ def share_cores(at_most: int) -> None:
     """Let JAX see this machine's CPU as one device a core, so that each core has an image of its own.
 
     An image's operations are too small to be split among cores well: a step of EfficientNet-Lite0 takes
-    two cores 33 ms an image as one device, and 14 as two (benchmarks/scaling.py).
+    two cores 20 ms an image as one device, and 14 as two (benchmarks/scaling.py).
 
     Call it before anything of JAX runs; where JAX runs already, or the number of its CPU devices has
     been set, nothing changes.
