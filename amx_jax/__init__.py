@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amx_jax.classifiers.adapters import from_linen, from_nnx, two_classes
     from amx_jax.classifiers.classifier import Classifier, Preprocess
     from amx_jax.classifiers.registry import load_classifier
     from amx_jax.config import Config, Weights, preset
@@ -17,8 +18,11 @@ __all__ = [
     "Preprocess",
     "Unexplained",
     "Weights",
+    "from_linen",
+    "from_nnx",
     "load_classifier",
     "preset",
+    "two_classes",
 ]
 # Imported when first asked for: `amx --help` needs neither JAX nor Flax.
 _MODULES = {
@@ -29,8 +33,11 @@ _MODULES = {
     "Preprocess": "classifiers.classifier",
     "Unexplained": "explainer",
     "Weights": "config",
+    "from_linen": "classifiers.adapters",
+    "from_nnx": "classifiers.adapters",
     "load_classifier": "classifiers.registry",
     "preset": "config",
+    "two_classes": "classifiers.adapters",
 }
 
 

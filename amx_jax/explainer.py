@@ -3,6 +3,7 @@
 import dataclasses
 import platform
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -20,12 +20,12 @@ from amx_jax.classifiers.classifier import Classifier
 from amx_jax.config import Config
 from amx_jax.errors import ConfigError, ImageError
 from amx_jax.lift import Devices
-from amx_jax.objective.decision import MARGIN
+from amx_jax.objective.decision import NONE, Decision
 from amx_jax.optimize.loop import Optimized, Optimizer, image_keys
 from amx_jax.verify.certificate import Certificate, certify
 from amx_jax.verify.evaluator import Evaluator
 from amx_jax.verify.pool import Judged, Pool, Search
-from amx_jax.verify.prune import prune
+from amx_jax.verify.prune import prune, widen
 
 SCHEMA = 1
 OPTIMISED = 0.6  # the share of a photo's time by which its optimisation ends, as measured
@@ -39,13 +39,15 @@ class Explanation:
     """Which pixels decide, and what was verified of them.
 
     Attributes:
-        pixels: what the classifier saw, uint8 ``(H, W, 3)``.
+        pixels: what the classifier saw, uint8 ``(H, W, C)``.
         mask: bool ``(H, W)``, true where kept; hard, pruned and certified.
         ranking: ``(H, W)``, the optimiser's logits: larger is more important.
         optimized_mask: bool ``(H, W)``, the optimiser's own hard mask, before pruning.
         optimized_sufficient: whether that one kept the decision.
         target: the explained class.
         label: its name.
+        decision: what had to hold of it.
+        rival: name of the class that it was compared with, or None.
         certificate: what was measured on ``mask``.
         steps: steps that the optimiser took.
         calls: forward passes that pruning took.
@@ -62,6 +64,8 @@ class Explanation:
     optimized_sufficient: bool
     target: int
     label: str
+    decision: Decision
+    rival: str | None
     certificate: Certificate
     steps: int
     calls: int
@@ -83,6 +87,7 @@ class Explanation:
             "image": image,
             "classifier": self.classifier,
             "target": {"index": self.target, "name": self.label},
+            "decision": self._decision(),
             "probability": {
                 "image": c.probability_image,
                 "explanation": c.probability_explanation,
@@ -106,6 +111,14 @@ class Explanation:
             "versions": versions(),
         }
 
+    def _decision(self) -> dict[str, Any]:
+        """What had to hold, as JSON."""
+        if self.rival is not None:
+            return {"kind": "rather", "rival": {"index": self.decision.rival, "name": self.rival}}
+        if self.decision.rival == NONE:
+            return {"kind": "above", "threshold": self.config.threshold}
+        return {"kind": "top"}
+
 
 @dataclass(frozen=True)
 class Unexplained:
@@ -125,6 +138,8 @@ class _Job:
     number: int
     pixels: np.ndarray
     name: int
+    target: int | None
+    rival: int | None
     seconds: float = 0.0
     share: float = 0.0  # of its steps
 
@@ -166,28 +181,33 @@ class Explainer:
     ):
         self.classifier, self.config = classifier, config or Config()
         config = self.config
-        side = classifier.preprocess.size
-        self.cell = config.cell or max(1, round(side / GRID_CELLS))
-        image = jax.ShapeDtypeStruct((side, side, 3), jnp.float32)
-        _, stages = jax.eval_shape(classifier.apply, classifier.params, image)
+        self.cell = config.cell or max(1, round(classifier.preprocess.size / GRID_CELLS))
+        stages = classifier.activations
         unknown = [stage for stage in config.stages if stage not in stages]
         if unknown:
             raise ConfigError(
                 f"stages: found {', '.join(unknown)}, expected some of {', '.join(stages)}"
             )
+        if config.objective.activation and not (config.stages or classifier.stages):
+            warnings.warn(f"{classifier.name} has no stages: the activation term is off", stacklevel=2)
         shared = Devices(devices, config.chunk)
         self._optimizer = Optimizer(classifier, config, shared)
         self._evaluator = Evaluator(classifier, config.background, config.candidates, shared)
 
     def __call__(
-        self, images: Iterable[Photo], targets: Sequence[int | str | None] | None = None
+        self,
+        images: Iterable[Photo],
+        targets: Sequence[int | str | None] | None = None,
+        rivals: Sequence[int | str | None] | None = None,
     ) -> list[Explanation | Unexplained]:
         """Explain images.
 
         Args:
             images: photos as Pillow images, cropped and resized as the classifier's preprocessing
-                says, or its inputs as uint8 ``(size, size, 3)``, taken as they are.
+                says, or its inputs as uint8 ``(size, size, channels)``, taken as they are.
             targets: for each image a class by index or name, or None for the classifier's top class.
+            rivals: for each image a class, to ask *why the target rather than this one*, or None to
+                ask why the target is the top class (of a sigmoid head: why it is present).
 
         Returns:
             In order, an explanation of each image, or why there is none. Each depends on its image,
@@ -195,15 +215,16 @@ class Explainer:
 
         Raises:
             ImageError: an array of another type or shape; names its position.
-            UnknownNameError: a target that the classifier does not have.
+            UnknownNameError: a target or rival that the classifier does not have.
         """
-        return list(self.stream(images, targets))
+        return list(self.stream(images, targets, rivals=rivals))
 
     def stream(
         self,
         images: Iterable[Photo],
         targets: Iterable[int | str | None] | None = None,
         on_progress: Callable[[str, float], None] = lambda phase, work: None,
+        rivals: Iterable[int | str | None] | None = None,
     ) -> Iterator[Explanation | Unexplained]:
         """The same, one by one as they are ready, in order; few images are in memory at a time.
 
@@ -216,11 +237,12 @@ class Explainer:
             targets: as above.
             on_progress: called with what was done last, ``optimising`` or ``verifying``, and how much
                 of the images under way is finished: a sum over them of 0 … 1 each.
+            rivals: as above.
 
         Yields:
             What :meth:`__call__` returns.
         """
-        coming = self._jobs(images, targets)
+        coming = self._jobs(images, targets, rivals)
         optimizer = self._optimizer.emptied()
         slots: dict[int, _Job] = {}
         verified: dict[int, tuple[_Job, Optimized]] = {}  # by number: being verified
@@ -231,7 +253,7 @@ class Explainer:
             start = time.perf_counter()
             jobs, found = zip(*(verified[number] for number in owners), strict=True)
             judged = self._evaluator.judge(
-                [job.pixels for job in jobs], [optimized.target for optimized in found], masks
+                [job.pixels for job in jobs], [optimized.decision for optimized in found], masks
             )
             for job in jobs:
                 job.seconds += (time.perf_counter() - start) / len(jobs)
@@ -240,11 +262,11 @@ class Explainer:
         pool = Pool(judge, self._evaluator.batch_size)
         while True:
             while more and optimizer.free:
-                job, target = next(coming, (None, None))
+                job = next(coming, None)
                 if job is None:
                     more = False
                 else:
-                    slots[optimizer.put(job.pixels, target, job.name)] = job
+                    slots[optimizer.put(job.pixels, job.target, job.name, job.rival)] = job
             if not slots and not pool:
                 break
             if pool.waiting >= self._evaluator.batch_size or not slots:
@@ -266,23 +288,34 @@ class Explainer:
                 yield results.pop(following)
                 following += 1
 
-    def _jobs(self, images, targets) -> Iterator[tuple[_Job, int | None]]:
-        classes = repeat(None) if targets is None else iter(targets)
+    def _jobs(self, images, targets, rivals) -> Iterator[_Job]:
+        asked = {
+            what: repeat(None) if classes is None else iter(classes)
+            for what, classes in (("targets", targets), ("rivals", rivals))
+        }
         for number, image in enumerate(images):
             pixels = self._input(number, image)
-            try:
-                target = next(classes)
-            except StopIteration:
-                raise ValueError("fewer targets than images") from None
-            index = None if target is None else self.classifier.class_index(target)
+            indices = []
+            for what, classes in asked.items():
+                try:
+                    name = next(classes)
+                except StopIteration:
+                    raise ValueError(f"fewer {what} than images") from None
+                indices.append(None if name is None else self.classifier.class_index(name))
+            target, rival = indices
+            if rival is not None and rival == target:
+                raise ConfigError(
+                    f"image {number}: found class {self.classifier.labels[rival]} as target and as its "
+                    "rival, expected two classes"
+                )
             # The image's own content names it: neither its order nor its neighbours change its
             # randomness.
-            yield _Job(number, pixels, zlib.crc32(pixels.tobytes())), index
+            yield _Job(number, pixels, zlib.crc32(pixels.tobytes()), target, rival)
 
     def _input(self, number: int, image: Photo) -> np.ndarray:
         if isinstance(image, Image.Image):
-            return self.classifier.preprocess.crop(image.convert("RGB"))
-        shape = (self.classifier.preprocess.size,) * 2 + (3,)
+            return self.classifier.preprocess.crop(image)
+        shape = self.classifier.preprocess.shape
         if image.dtype != np.uint8 or image.shape != shape:
             raise ImageError(
                 f"image {number}: found an array {image.dtype} {image.shape}, expected uint8 {shape}; "
@@ -291,31 +324,35 @@ class Explainer:
         return image
 
     def _verify(self, job: _Job, optimized: Optimized) -> Search[_Verified]:
-        """Prune a mask if it is sufficient, and certify what is left."""
-        target, mask, ranking = optimized.target, optimized.mask, optimized.logits
+        """Prune a mask, widened first where it is not sufficient, and certify what is left."""
+        decision, mask, ranking = optimized.decision, optimized.mask, optimized.logits
 
         def robustness(mask: np.ndarray) -> dict[str, tuple[int, int]]:
             start = time.perf_counter()
             _, key = image_keys(self.config.seed, job.name)
-            kept = self._evaluator.robustness(job.pixels, target, mask, key, self.config.trials)
+            kept = self._evaluator.robustness(job.pixels, decision, mask, key, self.config.trials)
             job.seconds += time.perf_counter() - start
             return kept
 
-        sufficient, calls = bool((yield [mask]).margins[0] > MARGIN), 0
-        if sufficient:
+        mask, holds = yield from widen(mask, ranking)
+        sufficient, calls = holds and mask is optimized.mask, 0
+        if holds:
             mask, calls, _ = yield from prune(mask, ranking, self.cell)
         certificate = yield from certify(mask, self.cell, robustness)
         return _Verified(sufficient, mask, calls, certificate)
 
     def _explanation(self, job: _Job, optimized: Optimized, verified: _Verified) -> Explanation:
+        labels, (target, rival, _) = self.classifier.labels, optimized.decision
         return Explanation(
             pixels=job.pixels,
             mask=verified.mask,
             ranking=optimized.logits,
             optimized_mask=optimized.mask,
             optimized_sufficient=verified.sufficient,
-            target=optimized.target,
-            label=self.classifier.labels[optimized.target],
+            target=target,
+            label=labels[target],
+            decision=optimized.decision,
+            rival=labels[rival] if rival >= 0 else None,
             certificate=verified.certificate,
             steps=optimized.steps,
             calls=verified.calls,

@@ -47,7 +47,14 @@ def tiny() -> Classifier:
     params |= {"bias1": jnp.zeros(8), "bias2": jnp.zeros(8), "head": 20 * params["head"]}
     params["bias"] = jnp.array([0.5, 0.0, 0.0, 0.0, -100.0])  # what the bare background gives
     preprocess = Preprocess(size=SIDE, resize=SIDE, mean=127.0, scale=128.0)
-    return Classifier("tiny", _apply, params, preprocess, LABELS, ("stage1", "stage2"))
+    return Classifier(
+        name="tiny",
+        apply=_apply,
+        params=params,
+        preprocess=preprocess,
+        labels=LABELS,
+        stages=("stage1", "stage2"),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -250,7 +250,7 @@ def test_an_empty_mask_is_minimal_where_the_background_alone_has_the_class(tiny,
 def test_a_tie_is_neither_sufficient_nor_necessary(tiny, photos):
     """Every class but the last has the same logit on gray, and rounding may not decide."""
     params = tiny.params | {"bias": jnp.array([0.0, 0.0, 0.0, 0.0, -100.0])}
-    tied = type(tiny)("tied", tiny.apply, params, tiny.preprocess, tiny.labels, tiny.stages)
+    tied = replace(tiny, name="tied", params=params)
     on_gray = Evaluator(tied, (127, 127, 127), 4, Devices())
     masks = [MASKS["empty"], MASKS["full"]]
     empty, full = certificates_of(on_gray, photos, [0], [0, 0], masks, trials=1)

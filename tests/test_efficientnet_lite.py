@@ -21,14 +21,15 @@ from amx_jax.classifiers.classifier import Classifier
 from amx_jax.classifiers.efficientnet_lite import (
     BATCH_NORM_EPSILON,
     VARIANTS,
-    InvertedResidual,
     Variant,
     scaled_stages,
     state_dict_rules,
 )
-from amx_jax.classifiers.registry import CLASSIFIERS, load_classifier
-from amx_jax.classifiers.torch_pickle import read_state_dict
+from amx_jax.classifiers.files import read_arrays
+from amx_jax.classifiers.mobilenet import InvertedResidual
+from amx_jax.classifiers.registry import load_classifier
 from amx_jax.classifiers.weights import fill, fold_conv, fold_depthwise
+from amx_jax.classifiers.zoo import CLASSIFIERS
 from amx_jax.data.photos import bundled_photos, read_photo
 
 # Measured: 1e-6, from the order of the sums and the folded batch norms.
@@ -127,9 +128,7 @@ def float64():
 
 def float64_params(name: str) -> nnx.State:
     """The parameters of the weight file, folded but not rounded to float32."""
-    arrays = {
-        key: array.astype(np.float64) for key, array in read_state_dict(weights_file(name)).items()
-    }
+    arrays = {key: array.astype(np.float64) for key, array in read_arrays(weights_file(name)).items()}
     flat = dict(iter(nnx.to_flat_state(loaded(name).params)))
     rules = state_dict_rules(VARIANTS[name])
     return nnx.from_flat_state(
@@ -237,8 +236,7 @@ def test_widths_and_depths_are_scaled_as_in_the_pytorch_implementation(number):
     name = f"efficientnet-lite{number}"
     _, published = get_model_params(name, {})
     variant = Variant(published.width_coefficient, published.depth_coefficient, published.image_size)
-    if (ours := VARIANTS.get(name.replace("-", "_"))) is not None:
-        assert ours == variant
+    assert VARIANTS[name.replace("-", "_")] == variant
     found = [
         (stage.side, stage.stride if index == 0 else 1, stage.expansion, stage.features)
         for stage in scaled_stages(variant)

@@ -135,6 +135,7 @@ CONTRACT = {
     "image": str,
     "classifier": str,
     "target": {"index": int, "name": str},
+    "decision": {"kind": str},
     "probability": {"image": float, "explanation": float, "complement": float},
     "area": float,
     "sufficient": bool,

@@ -13,10 +13,17 @@ from hypothesis.extra import numpy as arrays
 from amx_jax.classifiers.layers import (
     Conv,
     DepthwiseConv,
+    LayerNorm,
     Linear,
+    Padding,
+    adaptive_mean,
     convolve,
-    depthwise_relu6,
+    depthwise_convolve,
+    frozen_convolve,
+    gelu,
+    max_pool,
     pack_bits,
+    relu,
     relu6,
     same_padding,
     unpack_bits,
@@ -29,6 +36,12 @@ GEOMETRIES = [
     *itertools.product([(5, 8), (9, 7)], (1, 3, 5), (1, 2)),
 ]
 geometries = pytest.mark.parametrize(("size", "side", "stride"), GEOMETRIES)
+forms = pytest.mark.parametrize("form", ["cpu", "default"])
+
+
+def only(form: str, monkeypatch) -> None:
+    """Take one platform's form."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, **forms: forms[form](*inputs))
 
 
 def least_padding(size: int, side: int, stride: int) -> tuple[int, int]:
@@ -42,9 +55,14 @@ def least_padding(size: int, side: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def torch_convolution(x: torch.Tensor, kernel: torch.Tensor, stride: int, groups: int) -> torch.Tensor:
+def torch_convolution(
+    x: torch.Tensor, kernel: torch.Tensor, stride: int, groups: int, padding: Padding = "same"
+) -> torch.Tensor:
     """``(H, W, C)`` by ``(k, k, C / groups, D)``."""
-    rows, columns = (least_padding(size, kernel.shape[0], stride) for size in x.shape[:2])
+    rows, columns = (
+        least_padding(size, kernel.shape[0], stride) if padding == "same" else (padding, padding)
+        for size in x.shape[:2]
+    )
     padded = torch.nn.functional.pad(x.permute(2, 0, 1), (*columns, *rows))
     weight = kernel.permute(3, 2, 0, 1)
     return torch.nn.functional.conv2d(padded[None], weight, None, stride, groups=groups)[0].permute(
@@ -102,11 +120,11 @@ def test_convolve_and_both_its_gradients_are_pytorchs(size, side, stride):
 
 
 @geometries
-@pytest.mark.parametrize("form", ["cpu", "default"])
+@forms
 def test_depthwise_relu6_in_either_form_and_its_input_gradient_are_pytorchs(
     size, side, stride, form, monkeypatch
 ):
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, **forms: forms[form](*inputs))
+    only(form, monkeypatch)
     x, kernel, bias = 3 * normal(*size, 4), normal(side, side, 4), normal(4)
     gradient = normal(*outputs_of(size, stride), 4)
     expected, (in_input, *_) = with_gradients(
@@ -115,7 +133,7 @@ def test_depthwise_relu6_in_either_form_and_its_input_gradient_are_pytorchs(
 
     @jax.jit
     def run(x, kernel, bias, gradient):
-        value, pull = jax.vjp(lambda x: depthwise_relu6(x, kernel, bias, stride), x)
+        value, pull = jax.vjp(lambda x: depthwise_convolve(x, kernel, bias, stride), x)
         return value, *pull(gradient)
 
     inputs = (x, kernel, bias, gradient)
@@ -126,10 +144,101 @@ def test_depthwise_relu6_in_either_form_and_its_input_gradient_are_pytorchs(
     np.testing.assert_allclose(got_in_input, in_input, rtol=0, atol=2e-5)
 
 
+WINDOWS = [  # size, side, stride, padding
+    *((*geometry, "same") for geometry in GEOMETRIES[:3]),
+    ((9, 7), 1, 1, 0),
+    ((9, 8), 1, 2, 0),
+    ((9, 8), 2, 2, 0),
+    ((9, 8), 4, 4, 0),
+    ((8, 5), 3, 1, 1),
+    ((9, 8), 3, 2, 0),
+    ((9, 8), 3, 2, 1),
+    ((5, 8), 1, 1, 1),
+    ((16, 11), 7, 2, 3),
+    ((9, 8), 7, 1, 3),
+    ((7, 8), 3, 2, 4),
+]
+windows = pytest.mark.parametrize(("size", "side", "stride", "padding"), WINDOWS)
+
+
+@windows
+@forms
+def test_a_frozen_convolution_in_either_form_and_its_input_gradient_are_pytorchs(
+    size, side, stride, padding, form, monkeypatch
+):
+    only(form, monkeypatch)
+    x, kernel = normal(*size, 3), normal(side, side, 3, 4)
+
+    def torchs(x):
+        return torch_convolution(x, float64(kernel), stride, groups=1, padding=padding)
+
+    gradient = normal(*torchs(float64(x)).shape)
+    expected, (in_input,) = with_gradients(torchs, gradient, x)
+
+    @jax.jit
+    def run(x, kernel, gradient):
+        value, pull = jax.vjp(lambda x: frozen_convolve(x, kernel, stride, padding), x)
+        return value, *pull(gradient)
+
+    inputs = (x, kernel, gradient)
+    assert ("stablehlo.convolution" in run.lower(*inputs).as_text()) == (form == "default")
+    value, got_in_input = run(*inputs)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(got_in_input, in_input, rtol=0, atol=2e-5)
+
+
+@windows
+@forms
+@pytest.mark.parametrize("capped", [False, True])
+def test_a_depthwise_convolution_with_any_padding_with_and_without_relu6_is_pytorchs(
+    size, side, stride, padding, form, capped, monkeypatch
+):
+    only(form, monkeypatch)
+    x, kernel, bias = 9 * normal(*size, 4), normal(side, side, 4), normal(4)
+
+    def torchs(x):
+        weight = float64(kernel)[:, :, None]
+        y = torch_convolution(x, weight, stride, groups=4, padding=padding) + float64(bias)
+        return torch.nn.functional.relu6(y) if capped else y
+
+    gradient = normal(*torchs(float64(x)).shape)
+    expected, (in_input,) = with_gradients(torchs, gradient, x)
+    assert capped or (expected.min() < 0 and expected.max() > 6)
+
+    @jax.jit
+    def run(x, gradient):
+        value, pull = jax.vjp(lambda x: depthwise_convolve(x, kernel, bias, stride, padding, capped), x)
+        return value, *pull(gradient)
+
+    value, got_in_input = run(x, gradient)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(got_in_input, in_input, rtol=0, atol=1e-4)
+
+
+def test_a_frozen_kernel_is_constant_its_gradient_is_zero():
+    x, kernel = normal(5, 5, 3), normal(3, 3, 3, 4)
+    gradient = jax.grad(lambda kernel: jnp.sum(frozen_convolve(x, kernel, 2, 1)))(kernel)
+    assert gradient.shape == kernel.shape and not gradient.any()
+
+
+@pytest.mark.parametrize(("platform", "stock"), [("cpu", False), ("tpu", True), ("cuda", True)])
+def test_each_platform_gets_its_form_of_a_frozen_convolution(platform, stock):
+    def forward(x):
+        return frozen_convolve(x, normal(3, 3, 3, 4), 2, 1)
+
+    def backward(gradient):
+        return jax.vjp(forward, jnp.zeros((6, 6, 3)))[1](gradient)
+
+    for function, example in ((forward, normal(6, 6, 3)), (backward, normal(3, 3, 4))):
+        for lifted, inputs in ((function, example), (jax.vmap(function), example[None])):
+            lowered = jax.jit(lifted).trace(inputs).lower(lowering_platforms=(platform,))
+            assert ("stablehlo.convolution" in lowered.as_text()) == stock
+
+
 @pytest.mark.parametrize(("platform", "grouped"), [("cpu", False), ("tpu", True), ("cuda", True)])
 def test_each_platform_gets_its_form_forward_and_backward_alone_and_in_batches(platform, grouped):
     def forward(x):
-        return depthwise_relu6(x, normal(3, 3, 4), normal(4), 2)
+        return depthwise_convolve(x, normal(3, 3, 4), normal(4), 2)
 
     def backward(gradient):
         return jax.vjp(forward, jnp.zeros((6, 6, 4)))[1](gradient)
@@ -145,7 +254,12 @@ def test_vmap_is_a_loop_forward_and_backward(stride):
     images, kernel, depthwise = normal(3, 7, 6, 4), normal(3, 3, 4, 5), normal(3, 3, 4)
     for function in (
         lambda x: convolve(x, kernel, stride),
-        lambda x: depthwise_relu6(x, depthwise, normal(4), stride),
+        lambda x: depthwise_convolve(x, depthwise, normal(4), stride),
+        lambda x: depthwise_convolve(x, depthwise, normal(4), stride, 1, False),
+        lambda x: frozen_convolve(x, kernel, stride, 1),
+        lambda x: max_pool(x, 3, stride, 1),
+        lambda x: adaptive_mean(x, 3),
+        relu,
         relu6,
     ):
 
@@ -172,7 +286,7 @@ def test_vmap_over_kernels_is_a_loop():
 
 def test_a_depthwise_kernel_and_its_bias_are_constant_their_gradients_are_zero():
     x, kernel, bias = normal(5, 5, 4), normal(3, 3, 4), normal(4)
-    gradients = jax.grad(lambda *constants: jnp.sum(depthwise_relu6(x, *constants, 2)), (0, 1))
+    gradients = jax.grad(lambda *constants: jnp.sum(depthwise_convolve(x, *constants, 2)), (0, 1))
     for constant, gradient in zip((kernel, bias), gradients(kernel, bias), strict=True):
         assert gradient.shape == constant.shape and not gradient.any()
 
@@ -185,7 +299,13 @@ def test_the_element_type_of_the_input_is_kept_forward_and_backward(dtype, strid
     )
     for function in (
         lambda x: convolve(x, kernel, stride),
-        lambda x: depthwise_relu6(x, depthwise, bias, stride),
+        lambda x: depthwise_convolve(x, depthwise, bias, stride),
+        lambda x: depthwise_convolve(x, depthwise, bias, stride, 1, False),
+        lambda x: frozen_convolve(x, kernel, stride, 1),
+        lambda x: max_pool(x, 3, stride, 1),
+        lambda x: adaptive_mean(x, 3),
+        gelu,
+        relu,
         relu6,
     ):
 
@@ -224,11 +344,117 @@ def test_relu6_is_pytorchs_also_in_its_gradient(rows):
     np.testing.assert_array_equal(pull(gradient)[0], in_input)
 
 
+def test_relu_is_pytorchs_also_in_its_gradient():
+    least = np.finfo(np.float32).tiny
+    x = jnp.asarray(np.resize([-2, -least, 0, least, 3, 7], (7, 12)).astype(np.float32))
+    gradient = normal(7, 12)
+    expected, (in_input,) = with_gradients(torch.relu, gradient, x)
+    value, pull = jax.vjp(relu, x)
+    np.testing.assert_array_equal(value, expected.astype(np.float32))
+    np.testing.assert_array_equal(pull(gradient)[0], np.where(x > 0, gradient, 0))
+    np.testing.assert_array_equal(pull(gradient)[0], in_input)
+
+
+POOLS = [  # size, side, stride, padding, ceil
+    ((8, 9), 2, 2, 0, False),
+    ((8, 9), 2, 2, 0, True),
+    ((9, 7), 3, 2, 1, False),
+    ((9, 8), 3, 2, 1, True),
+    ((8, 9), 3, 2, 0, False),
+    ((8, 10), 3, 2, 0, True),
+    ((3, 5), 3, 3, 1, True),
+    ((5, 4), 3, 1, 1, False),
+    ((7, 11), 2, 3, 0, True),
+    ((6, 7), 2, 3, 1, True),
+]
+
+
+def torch_max_pool(x, side, stride, padding, ceil):
+    pooled = torch.nn.functional.max_pool2d(
+        x.movedim(-1, 0)[None], side, stride, padding, ceil_mode=ceil
+    )
+    return pooled[0].movedim(0, -1)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("size", "side", "stride", "padding", "ceil"), POOLS)
+def test_max_pool_is_pytorchs_and_so_is_its_gradient_also_at_ties(
+    size, side, stride, padding, ceil, ties
+):
+    x = normal(*size, 4) - 3  # below zero, which the padding must not be
+    if ties:
+        x = jnp.round(x)
+
+    def torchs(x):
+        return torch_max_pool(x, side, stride, padding, ceil)
+
+    gradient = normal(*torchs(float64(x)).shape)
+    expected, (in_input,) = with_gradients(torchs, gradient, x)
+
+    @jax.jit
+    def run(x, gradient):
+        value, pull = jax.vjp(lambda x: max_pool(x, side, stride, padding, ceil), x)
+        return value, *pull(gradient)
+
+    value, got_in_input = run(x, gradient)
+    np.testing.assert_array_equal(value, expected.astype(np.float32))
+    np.testing.assert_allclose(got_in_input, in_input, rtol=0, atol=1e-6)
+
+
+def test_the_backward_pass_of_max_pool_keeps_a_byte_an_output():
+    _, pull = jax.vjp(lambda x: max_pool(x, 2, 2), normal(8, 6, 4))
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(pull)) == 4 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("size", "outputs"), [((7, 7), 7), ((14, 21), 7), ((9, 10), 7), ((2, 3), 7), ((6, 5), 1)]
+)
+def test_adaptive_mean_is_pytorchs_adaptive_pooling_also_in_its_gradient(size, outputs):
+    x, gradient = normal(*size, 3), normal(outputs, outputs, 3)
+
+    def torchs(x):
+        pooled = torch.nn.functional.adaptive_avg_pool2d(x.movedim(-1, 0), outputs)
+        return pooled.movedim(0, -1)
+
+    expected, (in_input,) = with_gradients(torchs, gradient, x)
+    value, pull = jax.vjp(lambda x: adaptive_mean(x, outputs), x)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(pull(gradient)[0], in_input, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("offset", [0, 100])
+def test_layer_norm_is_pytorchs_also_where_the_mean_is_far_from_zero(offset):
+    norm = LayerNorm(6, epsilon=1e-3)
+    norm.scale[...], norm.bias[...] = normal(6), normal(6, 1)[:, 0]
+    x, gradient = offset + 0.1 * normal(4, 5, 6), normal(4, 5, 6)
+
+    def torchs(x):
+        scale, bias = float64(norm.scale[...]), float64(norm.bias[...])
+        return torch.nn.functional.layer_norm(x, (6,), scale, bias, 1e-3)
+
+    expected, (in_input,) = with_gradients(torchs, gradient, x)
+    value, pull = jax.vjp(norm, x)
+    atol = 1e-5 if offset == 0 else 1e-3  # 0.1 is 13,000 steps of float32 around 100
+    np.testing.assert_allclose(value, expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(pull(gradient)[0], in_input, rtol=0, atol=10 * atol)
+
+
+def test_gelu_is_pytorchs_the_exact_one():
+    x = jnp.linspace(-6, 6, 97)
+    gradient = normal(97)
+    expected, (in_input,) = with_gradients(torch.nn.functional.gelu, gradient, x)
+    value, pull = jax.vjp(gelu, x)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(pull(gradient)[0], in_input, rtol=0, atol=5e-6)
+
+
 def test_what_is_not_a_number_stays_so_and_nothing_else_becomes_it():
     x = jnp.zeros((4, 4, 2)).at[0, 0, 0].set(jnp.nan)
     for function, reached in (
         (relu6, 1),
-        (lambda x: depthwise_relu6(x, jnp.ones((3, 3, 2)), jnp.zeros(2)), 2),
+        (relu, 1),
+        (lambda x: depthwise_convolve(x, jnp.ones((3, 3, 2)), jnp.zeros(2)), 2),
+        (lambda x: max_pool(x, 3, 1, 1), 2),
     ):
         found = np.isnan(jax.jit(function)(x))
         assert found[:reached, :reached, 0].all() and found.sum() == reached**2

@@ -19,6 +19,8 @@ from jax.sharding import NamedSharding
 
 from amx_jax import Config, Explainer
 from amx_jax.lift import AXIS, SPLIT, Devices, share_cores
+from amx_jax.objective.decision import ALL as ALL_OTHERS
+from amx_jax.objective.decision import Decision
 from amx_jax.optimize.loop import Optimizer
 from amx_jax.verify.evaluator import Evaluator
 from benchmarks import programs
@@ -175,7 +177,7 @@ def test_in_the_optimisers_steps_no_device_waits_for_another(optimizer):
 
 
 def test_where_an_image_enters_its_slot_no_device_waits_for_another(optimizer, photos):
-    entering = (photos[0], np.int32(-1), np.uint32(0))
+    entering = (photos[0], np.int32(-1), np.int32(-1), np.uint32(0))
     arguments = (optimizer._params, entering, np.int32(1), optimizer.slots)
     assert collectives(optimizer._put, *arguments) == []
 
@@ -183,11 +185,13 @@ def test_where_an_image_enters_its_slot_no_device_waits_for_another(optimizer, p
 def test_where_masks_are_judged_no_device_waits_for_another(evaluator, photos):
     pixels, mask = photos[0], np.ones((32, 32), bool)
     count = evaluator.batch_size
-    batch = [np.stack([x] * count) for x in (pixels, np.int32(0), mask, np.True_)]
+    decision = Decision(np.int32(0), np.int32(ALL_OTHERS), np.float32(-np.inf))
+    one = (pixels, decision, mask, np.True_)
+    batch = jax.tree.map(lambda x: np.stack([x] * count), one)
     assert collectives(evaluator._plain, evaluator._params, *batch) == []
     keys = np.zeros((count, 2), np.uint32)
     for program in evaluator._on_background.values():
-        assert collectives(program, evaluator._params, pixels, np.int32(0), mask, keys) == []
+        assert collectives(program, evaluator._params, pixels, decision, mask, keys) == []
 
 
 @pytest.mark.slow

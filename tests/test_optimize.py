@@ -174,7 +174,7 @@ def test_the_slots_run_the_loop_by_hand_of_each_image(tiny, photos, images, targ
         key, _ = image_keys(brief.seed, name)
         last = by_hand(tiny, brief, image, target, key)[-1].after
         mask = np.asarray(harden(last.logits))
-        assert (outcome.target, outcome.steps, outcome.failure) == (target, 8, None)
+        assert (outcome.decision.target, outcome.steps, outcome.failure) == (target, 8, None)
         assert 0 < outcome.mask.mean() < 1
         assert (outcome.mask & mask).sum() / (outcome.mask | mask).sum() > 0.95
         np.testing.assert_array_equal(outcome.logits > 0, outcome.mask)
@@ -573,12 +573,14 @@ def test_only_the_classifier_of_the_steps_is_computed_in_another_type(tiny):
         seen.append({leaf.dtype.name for leaf in jax.tree.leaves((params, image))})
         return tiny.apply(params, image)
 
-    enter, advance = loop.pure_functions(replace(tiny, apply=apply), replace(CONFIG, dtype="bfloat16"))
+    watched = replace(tiny, apply=apply)
+    seen.clear()
+    enter, advance = loop.pure_functions(watched, replace(CONFIG, dtype="bfloat16"))
     pixels, number, name = (
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((32, 32, 3), jnp.uint8), ((), jnp.int32), ((), jnp.uint32))
     )
-    problem, state = jax.eval_shape(enter, tiny.params, pixels, number, name)
+    problem, state = jax.eval_shape(enter, tiny.params, pixels, number, number, name)
     assert seen == [{"float32"}]
     after = jax.eval_shape(advance, tiny.params, problem, state)
     assert len(seen) > 1 and all(types == {"bfloat16"} for types in seen[1:])

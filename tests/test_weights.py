@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from amx_jax.classifiers.layers import Conv, DepthwiseConv, Linear, convolve, depthwise_relu6
+from amx_jax.classifiers.layers import Conv, DepthwiseConv, Linear, convolve, depthwise_convolve
 from amx_jax.classifiers.weights import (
     Rule,
     fill,
     fold_conv,
     fold_depthwise,
-    linear_bias,
     linear_kernel,
+    unchanged,
 )
 from amx_jax.errors import WeightsError
 
@@ -36,7 +36,7 @@ def rules() -> list[Rule]:
         *fold_conv(("conv",), "stem", "norm0", EPSILON),
         *fold_depthwise(("blocks", 0), "features.0", "norm1", EPSILON),
         Rule(("classify", "kernel"), ("fc.weight",), linear_kernel),
-        Rule(("classify", "bias"), ("fc.bias",), linear_bias),
+        Rule(("classify", "bias"), ("fc.bias",), unchanged),
     ]
 
 
@@ -105,7 +105,10 @@ def test_a_folded_batch_norm_is_the_batch_norm_after_the_convolution(arrays, dep
     )
     assert kernel.shape == ((3, 3, 4) if depthwise else (3, 3, 3, 4))
     if depthwise:  # moved by 3, into the middle of what its ReLU6 lets through
-        found, expected = depthwise_relu6(jnp.asarray(x), kernel, bias + 3), (expected + 3).clip(0, 6)
+        found, expected = (
+            depthwise_convolve(jnp.asarray(x), kernel, bias + 3),
+            (expected + 3).clip(0, 6),
+        )
         assert ((expected > 0) & (expected < 6)).mean() > 0.8
     else:
         found = convolve(jnp.asarray(x), kernel) + bias
@@ -179,7 +182,7 @@ def test_a_parameter_without_a_rule_is_named(arrays):
 
 
 def test_a_rule_for_no_parameter_is_named_and_so_is_what_it_misses(arrays):
-    extra = Rule(("classify", "scale"), ("fc.scale",), linear_bias)
+    extra = Rule(("classify", "scale"), ("fc.scale",), unchanged)
     assert problems_of(arrays, [*rules(), extra]) == [
         "no array 'fc.scale' in the file",
         "the model has no parameter classify.scale",
@@ -264,7 +267,7 @@ def test_all_problems_come_in_one_message(arrays):
     arrays["norm1.running_mean"][0] = np.nan
     arrays["fc.weight"] = np.ones((5, 4, 1), np.float32)
     arrays["extra.one"] = arrays["extra.two"] = np.ones(2, np.float32)
-    table = [*rules()[:-1], Rule(("head", 0), ("fc.bias",), linear_bias)]
+    table = [*rules()[:-1], Rule(("head", 0), ("fc.bias",), unchanged)]
     assert sorted(problems_of(arrays, table)) == sorted(
         [
             "no array 'stem.weight' in the file",

@@ -1,21 +1,28 @@
 """What an explainer needs of a classifier: a pure function, its constants, and its input's meaning."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from PIL import Image
 
-from amx_jax.errors import UnknownNameError, nearest
+from amx_jax.errors import ClassifierError, ConfigError, UnknownNameError, nearest
+from amx_jax.objective.decision import Head
 
 Params = Any
 # The name (``jax.ad_checkpoint.checkpoint_name``) that a classifier may give to what passes between its
 # blocks: ``Config.remat`` keeps that and computes the rest again.
 BLOCK = "block"
 Apply = Callable[[Params, Array], tuple[Array, dict[str, Array]]]
+CONTRACT = (
+    "apply(params, image) takes one normalised image (size, size, channels) and returns logits "
+    "(classes,), or (logits, {stage: activation})"
+)
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,12 @@ class Preprocess:
     Attributes:
         size: side of the square input, in pixels.
         resize: what the photo's short side is scaled to before the crop, in pixels.
-        mean: subtracted from pixel values in 0 … 255.
-        scale: what the difference is divided by.
+        mean: subtracted from pixel values in 0 … 255; one number, or one a channel.
+        scale: what the difference is divided by; likewise.
+        channels: 3 for red, green and blue, 1 for gray.
+
+    Raises:
+        ConfigError: a value outside its range.
 
     Examples:
         >>> preprocess = Preprocess(size=224, resize=256, mean=127.0, scale=128.0)
@@ -34,55 +45,179 @@ class Preprocess:
         (224, 224, 3)
         >>> float(preprocess.normalize(np.uint8(255)))
         1.0
+        >>> digits = Preprocess(size=28, resize=28, mean=33.3, scale=78.6, channels=1)
+        >>> digits.crop(Image.new("RGB", (640, 480), "white")).shape
+        (28, 28, 1)
     """
 
     size: int
     resize: int
-    mean: float
-    scale: float
+    mean: float | tuple[float, ...]
+    scale: float | tuple[float, ...]
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("size", self.size >= 1, "at least 1"),
+            ("resize", self.resize >= self.size, f"at least the size, {self.size}"),
+            ("channels", self.channels in (1, 3), "1 or 3"),
+            *(
+                (name, np.shape(getattr(self, name)) in ((), (self.channels,)), "one, or one a channel")
+                for name in ("mean", "scale")
+            ),
+            ("mean", np.isfinite(self.mean).all(), "finite"),
+            ("scale", np.isfinite(self.scale).all() and np.all(self.scale), "finite and not 0"),
+        ]
+        for name, holds, expected in checks:
+            if not holds:
+                raise ConfigError(f"{name}: found {getattr(self, name)!r}, expected {expected}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the classifier's input."""
+        return self.size, self.size, self.channels
 
     def crop(self, photo: Image.Image) -> np.ndarray:
-        """The part of an RGB photo that the classifier sees.
+        """The part of a photo that the classifier sees.
 
         Args:
-            photo: an image of mode RGB and any size.
+            photo: an image of any mode and size.
 
         Returns:
-            uint8 ``(size, size, 3)``.
+            uint8 ``(size, size, channels)``.
         """
+        photo = photo.convert("RGB" if self.channels == 3 else "L")
         # One resampling of the centre square: resizing the whole photo first would make a
         # 1 × 20,000 image five million pixels long.
         side = min(photo.size) * self.size / self.resize
         left, top = (photo.width - side) / 2, (photo.height - side) / 2
         box = (left, top, left + side, top + side)
         square = photo.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
-        return np.asarray(square)
+        return np.asarray(square).reshape(self.shape)
 
     def normalize(self, pixels):
-        """Pixel values in 0 … 255, NumPy or JAX, to the classifier's input space."""
-        return (pixels - np.float32(self.mean)) / np.float32(self.scale)
+        """Pixel values in 0 … 255, NumPy or JAX ``(…, channels)``, to the classifier's input space."""
+        return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.scale, np.float32)
+
+    def limits(self, background: tuple[int, int, int]) -> tuple[Array, Array, Array]:
+        """A background and the lowest and highest input, each ``(channels,)`` in the input space.
+
+        Args:
+            background: red, green and blue, 0 … 255.
+        """
+        colour = np.asarray(background, np.float32)
+        if self.channels == 1:
+            colour = colour @ np.array([[0.299], [0.587], [0.114]], np.float32)  # as Pillow's mode L
+        black = np.zeros(self.channels, np.float32)
+        first, last = self.normalize(black), self.normalize(black + 255)
+        lowest, highest = np.minimum(first, last), np.maximum(first, last)
+        return jnp.asarray(self.normalize(colour)), jnp.asarray(lowest), jnp.asarray(highest)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Classifier:
-    """A frozen classifier as plain data.
+    """A frozen classifier as plain data: your own in a few lines.
 
     Attributes:
-        name: what ``load_classifier`` calls it.
         apply: ``(params, image) -> (logits, {stage: activation})`` for one normalised image
-            ``(H, W, 3)``; pure. Batches are its ``jax.vmap``.
+            ``(size, size, channels)``; pure. Batches are its ``jax.vmap``. One that returns only logits
+            will do: nothing is then matched but the output.
         params: the pytree ``apply`` takes, constant.
         preprocess: from photo to input.
-        labels: a name for each logit.
-        stages: the stages whose activations are matched unless the configuration says otherwise.
+        labels: a name for each logit; numbers by default.
+        stages: the stages whose activations are matched unless the configuration says otherwise; by
+            default all there are.
+        head: ``softmax`` where classes exclude each other, ``sigmoid`` where each is present or not.
+        name: what it is called in results.
+        activations: shape and type of each stage's activation; found out, not given.
+
+    Raises:
+        ClassifierError: ``apply`` does not do what is said above, or labels or stages do not fit it.
+
+    Examples:
+        >>> def apply(params, image):
+        ...     features = jax.nn.relu(image.mean(axis=(0, 1)) @ params["in"])
+        ...     return features @ params["out"], {"features": features}
+        >>> classifier = Classifier(
+        ...     apply=apply,
+        ...     params={"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))},
+        ...     preprocess=Preprocess(size=64, resize=64, mean=0.0, scale=255.0),
+        ...     labels=("cat", "dog"),
+        ... )
+        >>> classifier.stages, classifier.activations["features"].shape
+        (('features',), (8,))
     """
 
-    name: str
     apply: Apply
     params: Params
     preprocess: Preprocess
-    labels: tuple[str, ...]
-    stages: tuple[str, ...]
+    labels: Sequence[str] = ()
+    stages: Sequence[str] | None = None
+    head: Head = "softmax"
+    name: str = "classifier"
+    activations: dict[str, jax.ShapeDtypeStruct] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        def settle(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        logits, activations = self._shapes()
+        if activations is None:
+            only_logits = self.apply
+            settle("apply", lambda params, image: (only_logits(params, image), {}))
+            activations = {}
+        classes = logits.shape[0]
+        if classes == 1 and self.head == "softmax":
+            raise ClassifierError(
+                f"{self.name}: found one logit, expected one for each class; where its sigmoid is the "
+                "probability of a second class, give apply=two_classes(apply)"
+            )
+        if self.head not in ("softmax", "sigmoid"):
+            raise ClassifierError(f"{self.name}: found head {self.head!r}, expected softmax or sigmoid")
+        labels = tuple(self.labels) or tuple(f"class {index}" for index in range(classes))
+        if len(labels) != classes:
+            raise ClassifierError(
+                f"{self.name}: found {len(labels)} labels for {classes} logits, expected one for each"
+            )
+        stages = tuple(activations) if self.stages is None else tuple(self.stages)
+        unknown = [stage for stage in stages if stage not in activations]
+        if unknown:
+            raise ClassifierError(
+                f"{self.name}: found no activation {', '.join(unknown)}, expected stages among "
+                f"{', '.join(activations) or 'none: apply returns only logits'}"
+            )
+        settle("labels", labels)
+        settle("stages", stages)
+        settle("activations", activations)
+
+    def _shapes(self) -> tuple[jax.ShapeDtypeStruct, dict[str, jax.ShapeDtypeStruct] | None]:
+        """Of the logits and, where there are any, the activations of one image."""
+        image = jax.ShapeDtypeStruct(self.preprocess.shape, jnp.float32)
+        try:
+            found = jax.eval_shape(self.apply, self.params, image)
+        except Exception as error:  # anything that a user's function can raise
+            cause = str(error).strip().split("\n")[0]
+            raise ClassifierError(
+                f"{self.name}: apply fails on an image {image.shape}: {type(error).__name__}: {cause}; "
+                f"expected: {CONTRACT}"
+            ) from error
+        logits, activations = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+        wrong = None
+        if not isinstance(logits, jax.ShapeDtypeStruct):
+            wrong = f"{type(logits).__name__} instead of logits"
+        elif logits.ndim != 1 or not jnp.issubdtype(logits.dtype, jnp.floating):
+            wrong = f"logits {logits.dtype} {logits.shape}"
+        elif activations is not None and not (
+            isinstance(activations, dict)
+            and all(isinstance(value, jax.ShapeDtypeStruct) for value in activations.values())
+        ):
+            wrong = "activations that are no dictionary of arrays"
+        if wrong:
+            raise ClassifierError(
+                f"{self.name}: apply returns {wrong} for an image {image.shape}; expected: {CONTRACT}; "
+                "a model of batches takes image[None] and its result's [0]"
+            )
+        return logits, activations
 
     def class_index(self, target: int | str) -> int:
         """The logit index of a class given by index (also as digits) or by name.

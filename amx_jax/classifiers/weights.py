@@ -28,31 +28,53 @@ class Rule(NamedTuple):
     transform: Callable[..., np.ndarray]
 
 
-def fold_conv(target: Path, conv: str, norm: str, epsilon: float) -> Iterator[Rule]:
-    """Rules for a bias-free PyTorch convolution followed by batch norm: γ(Wx − μ)/√(σ² + ε) + β."""
-    yield from _fold(target, conv, norm, epsilon, lambda weight: weight.transpose(2, 3, 1, 0))
+def fold_conv(
+    target: Path, conv: str, norm: str, epsilon: float = 1e-5, *, biased: bool = False
+) -> Iterator[Rule]:
+    """Rules for a PyTorch convolution followed by batch norm: γ(Wx + b − μ)/√(σ² + ε) + β."""
+    yield from _fold(target, conv, norm, epsilon, conv_kernel, biased)
 
 
-def fold_depthwise(target: Path, conv: str, norm: str, epsilon: float) -> Iterator[Rule]:
+def fold_depthwise(target: Path, conv: str, norm: str, epsilon: float = 1e-5) -> Iterator[Rule]:
     """The same for a depthwise convolution, PyTorch ``(C, 1, k, k)`` to ``(k, k, C)``."""
-    yield from _fold(target, conv, norm, epsilon, lambda weight: weight.squeeze(1).transpose(1, 2, 0))
+    yield from _fold(target, conv, norm, epsilon, depthwise_kernel, False)
 
 
-def _fold(target: Path, conv: str, norm: str, epsilon: float, layout) -> Iterator[Rule]:
+def _fold(target: Path, conv: str, norm: str, epsilon: float, layout, biased: bool) -> Iterator[Rule]:
     def kernel(weight, gamma, variance):
         _same_length(weight[:, 0, 0, 0], gamma, variance)
         # float64: the fold must not add rounding of its own
         scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
         return layout(weight * scale[:, None, None, None])
 
-    def bias(gamma, beta, mean, variance):
-        _same_length(gamma, beta, mean, variance)
-        return beta - mean * gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+    def bias(gamma, beta, mean, variance, *bias):
+        _same_length(gamma, beta, mean, variance, *bias)
+        scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+        return beta - (mean - sum(bias)) * scale
 
     gamma, beta = f"{norm}.weight", f"{norm}.bias"
     mean, variance = f"{norm}.running_mean", f"{norm}.running_var"
+    own = (f"{conv}.bias",) if biased else ()
     yield Rule((*target, "kernel"), (f"{conv}.weight", gamma, variance), kernel)
-    yield Rule((*target, "bias"), (gamma, beta, mean, variance), bias)
+    yield Rule((*target, "bias"), (gamma, beta, mean, variance, *own), bias)
+
+
+def conv(target: Path, name: str) -> Iterator[Rule]:
+    """Rules for a PyTorch convolution with bias."""
+    yield Rule((*target, "kernel"), (f"{name}.weight",), conv_kernel)
+    yield Rule((*target, "bias"), (f"{name}.bias",), unchanged)
+
+
+def linear(target: Path, name: str) -> Iterator[Rule]:
+    """Rules for a PyTorch linear layer."""
+    yield Rule((*target, "kernel"), (f"{name}.weight",), linear_kernel)
+    yield Rule((*target, "bias"), (f"{name}.bias",), unchanged)
+
+
+def layer_norm(target: Path, name: str) -> Iterator[Rule]:
+    """Rules for a PyTorch layer norm."""
+    yield Rule((*target, "scale"), (f"{name}.weight",), unchanged)
+    yield Rule((*target, "bias"), (f"{name}.bias",), unchanged)
 
 
 def _same_length(*vectors: np.ndarray) -> None:
@@ -61,14 +83,24 @@ def _same_length(*vectors: np.ndarray) -> None:
         raise ValueError("shapes differ")
 
 
+def conv_kernel(weight: np.ndarray) -> np.ndarray:
+    """PyTorch ``(out, in, k, k)`` to ``(k, k, in, out)``."""
+    return weight.transpose(2, 3, 1, 0)
+
+
+def depthwise_kernel(weight: np.ndarray) -> np.ndarray:
+    """PyTorch ``(C, 1, k, k)`` to ``(k, k, C)``."""
+    return weight.squeeze(1).transpose(1, 2, 0)
+
+
 def linear_kernel(weight: np.ndarray) -> np.ndarray:
     """PyTorch ``(out, in)`` to ``(in, out)``."""
     return weight.T
 
 
-def linear_bias(bias: np.ndarray) -> np.ndarray:
-    """Unchanged."""
-    return bias
+def unchanged(array: np.ndarray) -> np.ndarray:
+    """As it is in the file."""
+    return array
 
 
 def fill(

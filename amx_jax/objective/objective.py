@@ -9,6 +9,7 @@ from jax import Array
 from amx_jax.config import Weights
 from amx_jax.masks.composition import compose
 from amx_jax.objective import terms
+from amx_jax.objective.decision import Decision, Head
 
 
 class Reference(NamedTuple):
@@ -16,13 +17,13 @@ class Reference(NamedTuple):
 
     Attributes:
         image: x, normalised, ``(H, W, C)``.
-        target: the class t.
+        decision: what must hold.
         logits: f(x), ``(classes,)``.
         activations: ``{stage: f_l(x)}`` of the matched stages.
     """
 
     image: Array
-    target: Array
+    decision: Decision
     logits: Array
     activations: Mapping[str, Array]
 
@@ -35,6 +36,7 @@ def evaluate_terms(
     soft: Array,
     background: Array,
     sampled: Array,
+    head: Head = "softmax",
 ) -> tuple[dict[str, Array], Array]:
     """Every term whose weight is not zero.
 
@@ -46,23 +48,24 @@ def evaluate_terms(
         soft: the mask the priors see, ``(h, w)``.
         background: what fills the removed pixels of the explanation, broadcasts to x.
         sampled: what fills them in the robustness term.
+        head: how logits become probabilities.
 
     Returns:
         ``{field of weights: scalar}`` and f(e), ``(classes,)``.
     """
-    x, t = reference.image, reference.target
+    x, decision = reference.image, reference.decision
     logits, activations = classify(compose(x, mask, background))
 
     def on_sampled() -> Array:
-        return terms.robustness(classify(compose(x, mask, sampled))[0][None], t)
+        return terms.robustness(classify(compose(x, mask, sampled))[0][None], decision)
 
     def on_complement() -> Array:
-        return terms.necessity(classify(compose(x, 1.0 - mask, background))[0], t)
+        return terms.necessity(classify(compose(x, 1.0 - mask, background))[0], decision)
 
     compute: dict[str, Callable[[], Array]] = {
         "activation": lambda: terms.activation_matching(reference.activations, activations),
-        "kl": lambda: terms.kl_divergence(reference.logits, logits),
-        "cross_entropy": lambda: terms.cross_entropy(logits, t),
+        "kl": lambda: terms.kl_divergence(reference.logits, logits, head),
+        "cross_entropy": lambda: terms.cross_entropy(logits, decision),
         "area": lambda: terms.area(soft),
         "binarization": lambda: terms.binarization(soft),
         "total_variation": lambda: terms.total_variation(soft),

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from amx_jax.objective.decision import Decision, Head, log_odds
+
 
 def activation_matching(reference: Mapping[str, Array], activations: Mapping[str, Array]) -> Array:
     """Mean over stages of ‖f_l(e) − f_l(x)‖² / ‖f_l(x)‖².
@@ -45,12 +47,16 @@ def activation_matching(reference: Mapping[str, Array], activations: Mapping[str
     return sum(distances, start=jnp.zeros(())) / max(len(distances), 1)
 
 
-def kl_divergence(reference: Array, logits: Array) -> Array:
+def kl_divergence(reference: Array, logits: Array, head: Head = "softmax") -> Array:
     """KL(f(x) ‖ f(e)) = Σ_c p_c(x) (log p_c(x) − log p_c(e)), in nats.
+
+    For a sigmoid head, whose classes are independent, the sum over them of the divergence of
+    *present* and *absent*.
 
     Args:
         reference: logits of x, ``(classes,)``.
         logits: logits of e, ``(classes,)``.
+        head: how logits become probabilities.
 
     Returns:
         A scalar ≥ 0.
@@ -61,16 +67,20 @@ def kl_divergence(reference: Array, logits: Array) -> Array:
 
     Reference: arXiv 2509.23051, output-distribution term.
     """
+    if head == "sigmoid":
+        # Each class as two: its logit, and 0 for its absence.
+        p, q = (jnp.stack([z, jnp.zeros_like(z)], axis=-1) for z in (reference, logits))
+        return jnp.sum(jax.vmap(kl_divergence)(p, q))
     log_p, log_q = jax.nn.log_softmax(reference), jax.nn.log_softmax(logits)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
 
 
-def cross_entropy(logits: Array, target: Array | int) -> Array:
-    """−log p_t(e), in nats.
+def cross_entropy(logits: Array, decision: Decision | Array | int) -> Array:
+    """−log p(the decision holds), in nats: where *t is the top class* is asked, −log p_t(e).
 
     Args:
         logits: logits of e, ``(classes,)``.
-        target: the class t.
+        decision: what must hold; a number t stands for *t is the top class*.
 
     Returns:
         A scalar ≥ 0.
@@ -81,7 +91,7 @@ def cross_entropy(logits: Array, target: Array | int) -> Array:
 
     Reference: arXiv 2509.23051, label term.
     """
-    return -jax.nn.log_softmax(logits)[target]
+    return jax.nn.softplus(-log_odds(logits, decision))
 
 
 def area(mask: Array) -> Array:
@@ -132,12 +142,12 @@ def total_variation(mask: Array) -> Array:
     return total / (mask.size**0.5)
 
 
-def robustness(logits: Array, target: Array | int) -> Array:
-    """Mean over sampled backgrounds b of −log p_t(m⊙x + (1 − m)⊙b), in nats.
+def robustness(logits: Array, decision: Decision | Array | int) -> Array:
+    """Mean over sampled backgrounds b of :func:`cross_entropy` of m⊙x + (1 − m)⊙b, in nats.
 
     Args:
         logits: one row a background, ``(backgrounds, classes)``.
-        target: the class t.
+        decision: what must hold; a number t stands for *t is the top class*.
 
     Returns:
         A scalar ≥ 0.
@@ -148,15 +158,17 @@ def robustness(logits: Array, target: Array | int) -> Array:
 
     Reference: arXiv 2509.23051, abductive robustness constraint.
     """
-    return -jnp.mean(jax.nn.log_softmax(logits, axis=-1)[:, target])
+    return jnp.mean(jax.vmap(lambda row: cross_entropy(row, decision))(logits))
 
 
-def necessity(logits: Array, target: Array | int) -> Array:
-    """−log(1 − p_t(c)), in nats, for the complement c = (1 − m)⊙x + m⊙b.
+def necessity(logits: Array, decision: Decision | Array | int) -> Array:
+    """−log(1 − p(the decision holds)), in nats, for the complement c = (1 − m)⊙x + m⊙b.
+
+    Exact also where p rounds to 0 or to 1.
 
     Args:
         logits: logits of the complement, ``(classes,)``.
-        target: the class t.
+        decision: what must not hold; a number t stands for *t is the top class*.
 
     Returns:
         A scalar ≥ 0: near 0 when the complement alone has lost the class.
@@ -167,6 +179,4 @@ def necessity(logits: Array, target: Array | int) -> Array:
 
     Reference: arXiv 2509.23051, abductive necessity constraint.
     """
-    # As softplus(z_t − logsumexp of the other classes): exact also where p_t rounds to 0 or to 1.
-    others = jnp.where(jnp.arange(logits.shape[0]) == target, -jnp.inf, logits)
-    return jax.nn.softplus(logits[target] - jax.nn.logsumexp(others))
+    return jax.nn.softplus(log_odds(logits, decision))

@@ -21,6 +21,7 @@ from amx_jax.lift import Devices
 from amx_jax.masks.composition import resize
 from amx_jax.masks.generators import Generator, autoencoder, free_grid
 from amx_jax.masks.hardening import hard_mask
+from amx_jax.objective.decision import Decision, ask
 from amx_jax.objective.objective import Reference
 from amx_jax.optimize import step as one
 
@@ -31,7 +32,7 @@ class Optimized(NamedTuple):
     """The outcome for one image.
 
     Attributes:
-        target: the explained class.
+        decision: what had to hold, of Python numbers.
         mask: the smallest hard mask that was sufficient at some step, bool ``(H, W)``; all true where
             there was none.
         logits: its logits at the same resolution, ``(H, W)``: an order of the pixels.
@@ -39,7 +40,7 @@ class Optimized(NamedTuple):
         failure: why the optimisation stopped early, or None.
     """
 
-    target: int
+    decision: Decision
     mask: np.ndarray
     logits: np.ndarray
     steps: int
@@ -127,19 +128,21 @@ class Optimizer:
         twin.free = list(self._order)
         return twin
 
-    def put(self, pixels: np.ndarray, target: int | None, name: int) -> int:
+    def put(self, pixels: np.ndarray, target: int | None, name: int, rival: int | None = None) -> int:
         """Put an image into a free slot.
 
         Args:
-            pixels: uint8 ``(H, W, 3)``.
+            pixels: uint8 ``(H, W, C)``.
             target: class, or None for the classifier's top class.
             name: as for :func:`image_keys`.
+            rival: the class that it is compared with, or None for what the head says.
 
         Returns:
             The slot.
         """
         slot = self.free.pop(0)
-        entering = (pixels, np.int32(-1 if target is None else target), np.uint32(name))
+        asked = (np.int32(-1 if index is None else index) for index in (target, rival))
+        entering = (pixels, *asked, np.uint32(name))
         self.slots = self._put(self._params, entering, np.int32(slot), self.slots)
         return slot
 
@@ -167,8 +170,8 @@ class Optimizer:
     def take(self, slot: int) -> Optimized:
         """The outcome of a slot's image; the slot is free again."""
         problem, state = self.slots
-        target, number, logits, failed, culprit = jax.device_get(
-            (problem.reference.target, state.number, state.logits, state.failed, state.culprit)
+        decision, number, logits, failed, culprit = jax.device_get(
+            (problem.reference.decision, state.number, state.logits, state.failed, state.culprit)
         )
         mask, enlarged = self._enlarge(logits[slot])
         names = one.culprits(self.config)
@@ -177,16 +180,19 @@ class Optimizer:
             failure = f"{names[culprit[slot]]} is not finite at step {failed[slot]}"
         self.free = sorted([*self.free, slot], key=self._order.index)
         return Optimized(
-            int(target[slot]), np.array(mask), np.array(enlarged), int(number[slot]), failure
+            Decision(*(value[slot].item() for value in decision)),
+            np.array(mask),
+            np.array(enlarged),
+            int(number[slot]),
+            failure,
         )
 
 
 def shapes_of_one(classifier: Classifier, enter: Callable) -> tuple[one.Problem, one.State]:
     """What ``enter`` of :func:`pure_functions` returns for one image, as shapes without data."""
-    side = classifier.preprocess.size
-    image = jax.ShapeDtypeStruct((side, side, 3), jnp.uint8)
-    target, name = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.uint32))
-    return jax.eval_shape(enter, classifier.params, image, target, name)
+    image = jax.ShapeDtypeStruct(classifier.preprocess.shape, jnp.uint8)
+    index, name = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.uint32))
+    return jax.eval_shape(enter, classifier.params, image, index, index, name)
 
 
 def pure_functions(
@@ -200,14 +206,13 @@ def pure_functions(
         burst: steps that ``advance`` takes, at most.
 
     Returns:
-        ``enter(params, pixels, target, name) -> (problem, state)``, where a target of −1 stands for
-        the classifier's top class, and ``advance(params, problem, state) -> state``.
+        ``enter(params, pixels, target, rival, name) -> (problem, state)``, where a target of −1 stands
+        for the classifier's top class and a rival of −1 for what the head says, and
+        ``advance(params, problem, state) -> state``.
     """
     preprocess = classifier.preprocess
-    low, high = (np.broadcast_to(preprocess.normalize(np.float32(value)), 3) for value in (0, 255))
-    background = preprocess.normalize(np.asarray(config.background, np.float32))
-    limits = (jnp.asarray(background), jnp.asarray(low), jnp.asarray(high))
-    generator = make_generator(config, channels=3)
+    generator = make_generator(config, preprocess.channels)
+    limits = preprocess.limits(config.background)
 
     def cast(leaf: Array) -> Array:
         return leaf.astype(config.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -215,14 +220,16 @@ def pure_functions(
     apply = classifier.apply
     if config.remat:
         apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(BLOCK))
-    stages = (config.stages or classifier.stages) if config.objective.activation else ()
+    stages = (config.stages or classifier.stages or ()) if config.objective.activation else ()
 
-    def enter(params: Any, pixels: Array, target: Array, name: Array) -> tuple[one.Problem, one.State]:
+    def enter(
+        params: Any, pixels: Array, target: Array, rival: Array, name: Array
+    ) -> tuple[one.Problem, one.State]:
         image = preprocess.normalize(pixels.astype(jnp.float32))
         with jax.default_matmul_precision("highest"):
             logits, activations = classifier.apply(params, image)
-        target = jnp.where(target < 0, jnp.argmax(logits).astype(jnp.int32), target)
-        reference = Reference(image, target, logits, {s: activations[s] for s in stages})
+        decision = ask(classifier.head, config.threshold, logits, target, rival)
+        reference = Reference(image, decision, logits, {s: activations[s] for s in stages})
         init_key, step_key = jax.random.split(image_keys(config.seed, name)[0])
         return (
             one.pose(config, generator, reference, step_key),
@@ -236,11 +243,14 @@ def pure_functions(
             logits, activations = apply(params, cast(image))
             return logits.astype(jnp.float32), activations
 
+        def step(problem: one.Problem, state: one.State) -> one.State:
+            return one.step(config, generator, classify, limits, problem, state, classifier.head)
+
         def more(carry: tuple[Array, one.State]) -> Array:
             return (carry[0] < burst) & ~one.finished(config, carry[1])
 
         def once(carry: tuple[Array, one.State]) -> tuple[Array, one.State]:
-            return carry[0] + 1, one.step(config, generator, classify, limits, problem, carry[1])
+            return carry[0] + 1, step(problem, carry[1])
 
         return jax.lax.while_loop(more, once, (jnp.zeros((), jnp.int32), state))[1]
 

@@ -20,7 +20,7 @@ from amx_jax.masks.hardening import (
     soft_mask,
     straight_through_mask,
 )
-from amx_jax.objective.decision import MARGIN, margin
+from amx_jax.objective.decision import MARGIN, Head, margin
 from amx_jax.objective.objective import Reference, evaluate_terms, weighted_sum
 
 Classify = Callable[[Array], tuple[Array, dict[str, Array]]]
@@ -135,6 +135,7 @@ def step(
     limits: tuple[Array, Array, Array],
     problem: Problem,
     state: State,
+    head: Head = "softmax",
 ) -> State:
     """Advance one image by one step.
 
@@ -145,6 +146,7 @@ def step(
         limits: background, lowest and highest value, each ``(C,)`` in the classifier's input space.
         problem: of the image.
         state: before the step.
+        head: static; how logits become probabilities.
 
     Returns:
         The state after the step; where a value was not finite, the state before it but for ``number``,
@@ -165,13 +167,13 @@ def step(
         mask = straight_through_mask(logits, shape, config.temperature)
         soft = soft_mask(logits, config.temperature)
         values, scores = evaluate_terms(
-            config.objective, classify, reference, mask, soft, background, sampled
+            config.objective, classify, reference, mask, soft, background, sampled, head
         )
         return weighted_sum(config.objective, values), (values, scores, logits)
 
     gradient, (values, scores, logits) = jax.grad(objective, has_aux=True)(state.params)
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer, state.params)
-    sufficient = margin(scores, reference.target) > MARGIN
+    sufficient = margin(scores, reference.decision) > MARGIN
     area = jnp.mean(hard_mask(logits, shape), dtype=jnp.float32)
     better = sufficient & (area < state.area)
     progressed = better & (area <= (1 - config.progress) * state.mark)

@@ -100,7 +100,7 @@ def explanation_pictures(
     """The pictures of one explanation, by the names they are saved under.
 
     Args:
-        pixels: uint8 ``(H, W, 3)``, the classifier's input.
+        pixels: uint8 ``(H, W, 3)``, or gray ``(H, W, 1)``, the classifier's input.
         mask: bool ``(H, W)``, true where kept.
         background: the colour of the removed pixels, 0 … 255 each.
 
@@ -112,6 +112,7 @@ def explanation_pictures(
         >>> list(explanation_pictures(pixels, mask, (127, 127, 127)))
         ['input', 'mask', 'overlay', 'explanation']
     """
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     return {
         "input": pixels,
         "mask": mask_picture(mask),

@@ -121,12 +121,13 @@ def ranking(name: str, classes: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([name, *lines])
 
 
-def classifiers_table(rows: Sequence[tuple[str, int, str]]) -> Table:
-    """The classifiers: name, side of the input in pixels, weights or where to get them."""
+def classifiers_table(rows: Sequence[tuple[str, float, int, str]]) -> Table:
+    """The classifiers: name, millions of parameters, side of the input in pixels, and weights."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("classifier", no_wrap=True)
-    table.add_column("input", justify="right", no_wrap=True)
+    for heading in ("parameters", "input"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("weights")
-    for name, size, weights in rows:
-        table.add_row(name, f"{size} px", Text(weights))
+    for name, parameters, size, weights in rows:
+        table.add_row(name, f"{parameters:.1f} M", f"{size} px", Text(weights))
     return table

@@ -15,7 +15,7 @@ from jax import Array
 from amx_jax.classifiers.classifier import Classifier
 from amx_jax.lift import Devices
 from amx_jax.masks.composition import BACKGROUND_KINDS, blur, compose, constant_colour, white_noise
-from amx_jax.objective.decision import MARGIN, margin
+from amx_jax.objective.decision import MARGIN, Decision, margin, probability
 from amx_jax.verify.pool import Judged
 
 # Blurred backgrounds of the certificate: sigma from 1/50 to 1/8 of the input's side.
@@ -42,23 +42,27 @@ class Evaluator:
         self.batch_size = devices.slots(batch_size)
         self._params = devices.replicate(classifier.params)
         normalize = classifier.preprocess.normalize
-        colour = jnp.asarray(normalize(np.asarray(background, np.float32)))
-        low, high = (jnp.asarray(normalize(np.float32(value))) for value in (0, 255))
+        colour, low, high = classifier.preprocess.limits(background)
 
-        def classify(params: Any, image: Array, mask: Array, behind: Array, target: Array):
+        def classify(params: Any, image: Array, mask: Array, behind: Array, decision: Decision):
             # An accelerator's default would round to bfloat16 or TF32.
             with jax.default_matmul_precision("highest"):
                 logits, _ = classifier.apply(params, compose(image, mask, behind))
-            return margin(logits, target), jax.nn.softmax(logits)[target]
+            return (
+                margin(logits, decision),
+                probability(classifier.head, logits, decision.target),
+            )
 
-        def plain(params, pixels: Array, target: Array, mask: Array, used: Array):
+        def plain(params, pixels: Array, decision: Decision, mask: Array, used: Array):
             def judge() -> tuple[Array, Array]:
                 image = normalize(pixels.astype(jnp.float32))
-                return classify(params, image, mask, colour, target)
+                return classify(params, image, mask, colour, decision)
 
             return jax.lax.cond(used, judge, lambda: (jnp.zeros(()), jnp.zeros(())))
 
-        def on_background(kind: str, params, pixels: Array, target: Array, mask: Array, key: Array):
+        def on_background(
+            kind: str, params, pixels: Array, decision: Decision, mask: Array, key: Array
+        ):
             image = normalize(pixels.astype(jnp.float32))
             key = jax.random.wrap_key_data(key)
             if kind == "colour":
@@ -68,7 +72,7 @@ class Evaluator:
             else:
                 sigma = image.shape[0] * jax.random.uniform(key, (), minval=MILDEST, maxval=STRONGEST)
                 behind = blur(image, sigma)
-            return classify(params, image, mask, behind, target)[0] > MARGIN
+            return classify(params, image, mask, behind, decision)[0] > MARGIN
 
         self._plain = devices.lift(plain)
         self._on_background = {
@@ -76,13 +80,16 @@ class Evaluator:
         }
 
     def judge(
-        self, pixels: Sequence[np.ndarray], targets: Sequence[int], masks: Sequence[np.ndarray]
+        self,
+        pixels: Sequence[np.ndarray],
+        decisions: Sequence[Decision | int],
+        masks: Sequence[np.ndarray],
     ) -> Judged:
-        """The target's margin and probability on masked images.
+        """The decision's margin and the target's probability on masked images.
 
         Args:
-            pixels: for each mask its image, uint8 ``(H, W, 3)``.
-            targets: for each mask the class.
+            pixels: for each mask its image, uint8 ``(H, W, C)``.
+            decisions: for each mask what must hold; a number t stands for *t is the top class*.
             masks: bool ``(H, W)`` each, at most ``batch_size`` of them.
         """
         count = len(masks)
@@ -92,7 +99,7 @@ class Evaluator:
         found = self._plain(
             self._params,
             np.stack([pixels[i] for i in index]),
-            np.array([targets[i] for i in index], np.int32),
+            _stacked([decisions[i] for i in index]),
             np.stack([masks[i] for i in index]),
             np.arange(self.batch_size) < count,
         )
@@ -100,16 +107,16 @@ class Evaluator:
         return Judged(margins, probabilities)
 
     def robustness(
-        self, pixels: np.ndarray, target: int, mask: np.ndarray, key: Array, trials: int
+        self, pixels: np.ndarray, decision: Decision | int, mask: np.ndarray, key: Array, trials: int
     ) -> dict[str, tuple[int, int]]:
-        """How many random backgrounds of each kind keep the target the top class.
+        """On how many random backgrounds of each kind the decision holds.
 
         Colours are uniform over the input range, noise is independent in every pixel and channel,
         blurs are of the photo itself with sigma uniform from 1/50 to 1/8 of its side.
 
         Args:
-            pixels: uint8 ``(H, W, 3)``.
-            target: the class t.
+            pixels: uint8 ``(H, W, C)``.
+            decision: what must hold, likewise.
             mask: bool ``(H, W)``.
             key: of the backgrounds.
             trials: backgrounds of each kind.
@@ -119,12 +126,21 @@ class Evaluator:
         """
         rounds = -(-trials // self.batch_size)
         result = {}
+        asked = Decision(*(values[0] for values in _stacked([decision])))
         for kind, evaluate in self._on_background.items():
             key, kind_key = jax.random.split(key)
             keys = np.asarray(jax.random.key_data(jax.random.split(kind_key, rounds * self.batch_size)))
             kept = [
-                evaluate(self._params, pixels, np.int32(target), mask, some)
+                evaluate(self._params, pixels, asked, mask, some)
                 for some in keys.reshape(rounds, self.batch_size, -1)
             ]
             result[kind] = (int(np.concatenate(kept)[:trials].sum()), trials)
         return result
+
+
+def _stacked(decisions: Sequence[Decision | int]) -> Decision:
+    """One decision of arrays ``(n,)``, always of the same types."""
+    types = (np.int32, np.int32, np.float32)
+    each = [asked if isinstance(asked, Decision) else Decision(asked) for asked in decisions]
+    columns = zip(*each, strict=True)
+    return Decision(*(np.array(v, dtype) for v, dtype in zip(columns, types, strict=True)))

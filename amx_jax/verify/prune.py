@@ -19,6 +19,8 @@ WAVE = 2
 # few coarse pieces, trimmed, and not many crumbs (median of 5 regions instead of 7).
 SCALES = (4, 2, 1)
 
+WIDER = 1.25  # the factor of the area from one candidate of `widen` to the next
+
 
 class Pruned(NamedTuple):
     """The outcome of one search.
@@ -53,6 +55,47 @@ def components(mask: np.ndarray) -> int:
         2
     """
     return int(ndimage.label(mask)[1])
+
+
+def widen(mask: np.ndarray, ranking: np.ndarray) -> Search[tuple[np.ndarray, bool]]:
+    """The mask if it is sufficient, else the first that is of ever larger ones.
+
+    A mask found in lower precision may lie just on the wrong side of the decision.
+
+    Args:
+        mask: ``(H, W)`` bool.
+        ranking: ``(H, W)``, larger is more important; what is added comes in its order.
+
+    Yields:
+        Candidate masks, as :func:`prune` does.
+
+    Returns:
+        The mask, and whether it is sufficient; the whole image is the last that is tried.
+
+    Examples:
+        >>> from amx_jax.verify.pool import Judged, Pool
+        >>> def judge(owners, masks):  # needs half of the pixels
+        ...     margins = np.array([mask.mean() - 0.5 for mask in masks])
+        ...     return Judged(margins, margins > 0)
+        >>> pool = Pool(judge, batch_size=8)
+        >>> pool.add("photo", widen(np.eye(4, dtype=bool), np.arange(16.0).reshape(4, 4)))
+        >>> [(name, (widened, sufficient))] = pool.drain()
+        >>> int(widened.sum()), sufficient
+        (9, True)
+    """
+    if (yield [mask]).margins[0] > MARGIN:
+        return mask, True
+    order = np.argsort(-np.where(mask, np.inf, ranking).ravel(), kind="stable")
+    larger, count = [], max(int(mask.sum()), 1)
+    while count < mask.size:
+        count = min(int(np.ceil(WIDER * count)), mask.size)
+        flat = np.zeros(mask.size, bool)
+        flat[order[:count]] = True
+        larger.append(flat.reshape(mask.shape))
+    for wider in larger:  # one by one: the first is nearly always enough
+        if (yield [wider]).margins[0] > MARGIN:
+            return wider, True
+    return mask, False
 
 
 def prune(mask: np.ndarray, ranking: np.ndarray, cell: int) -> Search[Pruned]:

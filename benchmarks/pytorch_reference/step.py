@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
-from amx_jax.classifiers.registry import MATCHED_STAGES
+from amx_jax.classifiers.zoo import CLASSIFIERS
 from amx_jax.config import Config
 from amx_jax.errors import ConfigError
 from amx_jax.objective.decision import MARGIN
@@ -118,7 +118,7 @@ class Reference:
     ):
         check(config, form)
         self.config = config
-        self.stages = config.stages or MATCHED_STAGES
+        self.stages = config.stages or CLASSIFIERS["efficientnet_lite0"].stages
         self.side = images.shape[1]
         self.classifier = Classifier(model)
         background = (torch.tensor(config.background) - 127.0) / 128.0
