@@ -27,12 +27,10 @@ from amx_jax.data.photos import read_photo
 from amx_jax.errors import WeightsError
 from tests import oracles
 
-# Measured: at most 1e-5 in float32, from the order of the sums and the folded batch norms.
-TOLERANCE = 1e-4
-# Measured: at most 1e-7, from the float32 means of VGG's adaptive pooling; else 1e-12.
-EXACT_TOLERANCE = 1e-6
+TOLERANCE = 1e-4  # measured: 8e-6, from the order of the sums and the folded batch norms
+EXACT_TOLERANCE = 1e-10  # measured: 2e-14
 CLASSES, TARGET = 10, 3
-HIDDEN = 64  # of VGG's fully connected layers, for 0.1 s instead of 5
+HIDDEN = 64  # of VGG's fully connected layers, whose 120 million weights take their time
 FAST = {
     ("efficientnet_lite0", "classifier.bias"),
     ("mobilenet_v1_075_192", "28_b"),
@@ -151,7 +149,7 @@ def prepared(name: str, head: str) -> Case:
     transformer = name.startswith(("vit", "deit"))
     size = (32, 28) if name.startswith("cifar") else (72, 67)
     if transformer:
-        size = (224, 224) if "tiny" in name else (64, 64)
+        size = (224, 224) if name.startswith("vit_tiny") else (64, 64)
     torch.set_num_threads(1)  # the test may not be alone
     image = np.random.default_rng(0).normal(size=(*size, 3)).astype(np.float32)
     oracle = oracles.build(name, head, size, CLASSES, HIDDEN)
@@ -362,7 +360,7 @@ def test_every_mismatch_with_another_member_of_the_family_is_named_and_so_is_the
     unused = re.findall(r"array '([^']*)' in the file is not used", message)
     tracked = "num_batches_tracked"
     assert set(unused) == {name for name in set(arrays) - set(fewer) if tracked not in name}
-    assert message.endswith("; the file has the arrays of resnet34")
+    assert "found the arrays of resnet34, expected those of resnet18: the weights" in message
 
 
 def test_a_wider_members_arrays_are_refused_one_by_one(tmp_path):
@@ -384,7 +382,7 @@ needs_data = pytest.mark.skipif(
     not SHARED or not Path(SHARED, "weights").is_dir(),
     reason="AMX_SHARED_DATA names no folder with weights and photos",
 )
-COMPARED = 100  # photos that PyTorch sees too
+COMPARED = 60  # photos that PyTorch sees too
 
 
 def shared(*parts: str) -> Path:

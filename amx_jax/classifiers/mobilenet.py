@@ -72,7 +72,28 @@ class InvertedResidual(nnx.Module):
         return x + y if self.residual else y
 
 
-class InvertedResiduals(nnx.Module):
+class _Staged(nnx.Module):
+    """What both versions do with their parts: a stem, stages of blocks, perhaps a head, a mean."""
+
+    stem: Conv
+    stages: nnx.List
+    head: Conv | None
+    classify: Linear
+
+    def __call__(self, x: Array) -> tuple[Array, dict[str, Array]]:
+        out = {}
+        x = out["stem"] = relu6(self.stem(x))
+        for index, blocks in enumerate(self.stages, start=1):
+            for block in blocks:
+                x = checkpoint_name(block(x), BLOCK)
+            out[f"stage{index}"] = x
+        if self.head is not None:
+            x = out["head"] = relu6(self.head(x))
+        x = out["pooled"] = jnp.mean(x, axis=(0, 1))
+        return self.classify(x), out
+
+
+class InvertedResiduals(_Staged):
     """MobileNetV2 and its descendants: one image ``(H, W, 3)`` to ``(logits, {stage: activation})``.
 
     Stages: ``stem``, ``stage1`` … (``(H', W', C)`` each), ``head`` ``(H', W', 1280)`` and ``pooled``
@@ -98,17 +119,6 @@ class InvertedResiduals(nnx.Module):
         self.head = Conv(features, HEAD_FEATURES, 1)
         self.classify = Linear(HEAD_FEATURES, classes)
 
-    def __call__(self, x: Array) -> tuple[Array, dict[str, Array]]:
-        out = {}
-        x = out["stem"] = relu6(self.stem(x))
-        for index, blocks in enumerate(self.stages, start=1):
-            for block in blocks:
-                x = checkpoint_name(block(x), BLOCK)
-            out[f"stage{index}"] = x
-        x = out["head"] = relu6(self.head(x))
-        x = out["pooled"] = jnp.mean(x, axis=(0, 1))
-        return self.classify(x), out
-
 
 class Separable(nnx.Module):
     """A depthwise and a 1 × 1 convolution, ReLU6 after each."""
@@ -121,7 +131,7 @@ class Separable(nnx.Module):
         return relu6(self.pointwise(self.depthwise(x)))
 
 
-class MobileNetV1(nnx.Module):
+class MobileNetV1(_Staged):
     """One image ``(H, W, 3)`` to ``(logits, {stage: activation})``.
 
     Stages: ``stem``, ``stage1`` … ``stage5`` (``(H', W', C)`` each) and ``pooled`` ``(C,)``.
@@ -140,17 +150,8 @@ class MobileNetV1(nnx.Module):
                 features = round(full * width)
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
+        self.head = None
         self.classify = Linear(features, classes)
-
-    def __call__(self, x: Array) -> tuple[Array, dict[str, Array]]:
-        out = {}
-        x = out["stem"] = relu6(self.stem(x))
-        for index, blocks in enumerate(self.stages, start=1):
-            for block in blocks:
-                x = checkpoint_name(block(x), BLOCK)
-            out[f"stage{index}"] = x
-        x = out["pooled"] = jnp.mean(x, axis=(0, 1))
-        return self.classify(x), out
 
 
 def torchvision_rules() -> Iterator[Rule]:

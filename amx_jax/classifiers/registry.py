@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -58,13 +59,16 @@ def load_classifier(
         )
     arrays = read_arrays(path)
     layout = _layout(entry, arrays)
-    head = arrays.get(layout.head)
-    classes = 1000 if head is None or head.ndim != 1 else len(head)
-    module = nnx.eval_shape(lambda: layout.build(classes))
+    module = _module(layout, arrays)
+    origin = one_line(path)
     try:
-        params = fill(module, arrays, layout.rules(arrays), origin=one_line(path))
+        params = fill(module, arrays, layout.rules(arrays), origin)
     except WeightsError as error:
-        raise WeightsError(f"{error}{_likelier(entry, arrays)}") from None
+        others = _that_fit(arrays)
+        if not others:
+            raise
+        found = f"found the arrays of {' and '.join(others)}, expected those of {entry.name}"
+        raise WeightsError(str(error).replace(origin, f"{origin}: {found}", 1)) from None
     graph, _ = nnx.split(module)
 
     def apply(params, image):
@@ -73,6 +77,7 @@ def load_classifier(
     preprocess = layout.preprocess if described is None else _described(layout.preprocess, described)
     if labels is None and described is not None:
         labels = described.labels
+    classes = _classes(layout, arrays)
     names = known_labels(classes, entry.name) if labels is None else read_labels(labels, classes)
     return Classifier(
         name=entry.name,
@@ -123,17 +128,28 @@ def _layout(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Layout:
     return next((layout for layout in entry.layouts if layout.head in arrays), entry.layouts[0])
 
 
-def _likelier(entry: Entry, arrays: Mapping[str, np.ndarray]) -> str:
-    """The end of a complaint: which other classifiers have the file's arrays."""
-    others = [
-        other.name
-        for other in CLASSIFIERS.values()
-        if other is not entry
-        for layout in other.layouts
-        if layout.head in arrays
-        and all(source in arrays for rule in layout.rules(arrays) for source in rule.sources)
-    ]
-    return f"; the file has the arrays of {' and '.join(others)}" if others else ""
+def _module(layout: Layout, arrays: Mapping[str, np.ndarray]) -> nnx.Module:
+    """The abstract module, for as many classes as the file's head has."""
+    return nnx.eval_shape(lambda: layout.build(_classes(layout, arrays)))
+
+
+def _classes(layout: Layout, arrays: Mapping[str, np.ndarray]) -> int:
+    head = arrays.get(layout.head)
+    return 1000 if head is None or head.ndim != 1 else len(head)
+
+
+def _that_fit(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """The classifiers that a file's arrays fit."""
+    found = []
+    for entry in CLASSIFIERS.values():
+        for layout in entry.layouts:
+            rules = list(layout.rules(arrays))
+            # Names are quick to compare; only where all are there is the module worth building.
+            if layout.head in arrays and all(name in arrays for rule in rules for name in rule.sources):
+                with suppress(WeightsError):
+                    fill(_module(layout, arrays), arrays, rules, origin="")
+                    found.append(entry.name)
+    return found
 
 
 def _described(preprocess: Preprocess, repository: hub.Repository) -> Preprocess:
