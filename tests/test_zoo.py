@@ -31,8 +31,7 @@ TOLERANCE = 1e-4  # measured: 8e-6, from the order of the sums and the folded ba
 EXACT_TOLERANCE = 1e-10  # measured: 2e-14
 CLASSES, TARGET = 10, 3
 HIDDEN = 64  # of VGG's fully connected layers, whose 120 million weights take their time
-FAST = {
-    ("efficientnet_lite0", "classifier.bias"),
+FAST = {  # one of each family; EfficientNet-Lite's is in tests/test_efficientnet_lite.py
     ("mobilenet_v1_075_192", "28_b"),
     ("mobilenet_v2", "classifier.1.bias"),
     ("squeezenet1_1", "classifier.1.bias"),
@@ -361,6 +360,16 @@ def test_every_mismatch_with_another_member_of_the_family_is_named_and_so_is_the
     tracked = "num_batches_tracked"
     assert set(unused) == {name for name in set(arrays) - set(fewer) if tracked not in name}
     assert "found the arrays of resnet34, expected those of resnet18: the weights" in message
+
+
+@pytest.mark.parametrize("key", ["0_w", "7_scale", "16_zp", "28_b"])
+def test_a_missing_array_of_a_numbered_file_is_the_only_one_named(key):
+    case = prepared("mobilenet_v1_075_192", "28_b")
+    rules = list(case.rules)
+    del case.arrays[key]
+    assert [rule.sources for rule in case.rules] == [rule.sources for rule in rules]
+    with pytest.raises(WeightsError, match=rf"\(1 problem\): no array '{key}' in the file$"):
+        case.params()
 
 
 def test_a_wider_members_arrays_are_refused_one_by_one(tmp_path):

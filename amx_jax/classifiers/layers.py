@@ -42,38 +42,44 @@ def zeros_around(size: int, kernel: int, stride: int, padding: Padding) -> tuple
     return same_padding(size, kernel, stride) if padding == "same" else (padding, padding)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def rectify(x: Array, top: float | None = None) -> Array:
-    """min(max(x, 0), top) of an array ``(H, …)``; its slope is 1 strictly between 0 and top, else 0.
+@jax.custom_vjp
+def relu(x: Array) -> Array:
+    """max(x, 0); its slope is 1 above 0, else 0.
+
+    The backward pass keeps a byte an element. A bit, as :func:`relu6` does, costs ResNet-101 a quarter
+    of its time on a CPU and gains the others nothing.
+    """
+    return jnp.maximum(x, 0)
+
+
+relu.defvjp(
+    lambda x: (relu(x), x > 0),
+    lambda slopes, gradient: (jnp.where(slopes, gradient, 0),),
+)
+
+
+@jax.custom_vjp
+def relu6(x: Array) -> Array:
+    """min(max(x, 0), 6) of an array ``(H, …)``; its slope is 1 strictly between 0 and 6, else 0.
 
     The backward pass keeps a bit an element. With ``jnp.clip``'s own gradient XLA keeps x itself:
     39 MB an image and step of EfficientNet-Lite0 instead of 15, more than a CPU's caches hold.
     """
-    return jnp.clip(x, 0.0, top)
+    return jnp.clip(x, 0.0, 6.0)
 
 
-def relu(x: Array) -> Array:
-    """max(x, 0), see :func:`rectify`."""
-    return rectify(x, None)
+def _slopes(x: Array) -> Array:
+    """Where ReLU6 has slope 1, packed; the same of its argument and of its result."""
+    return pack_bits((x > 0) & (x < 6))
 
 
-def relu6(x: Array) -> Array:
-    """min(max(x, 0), 6), see :func:`rectify`."""
-    return rectify(x, 6.0)
-
-
-def _slopes(x: Array, top: float | None) -> Array:
-    """Where a rectifier has slope 1, packed; the same of its argument and of its result."""
-    return pack_bits(x > 0 if top is None else (x > 0) & (x < top))
-
-
-def _through_rectifier(slopes: Array, gradient: Array) -> Array:
+def _through_relu6(slopes: Array, gradient: Array) -> Array:
     return jnp.where(unpack_bits(slopes, gradient.shape), gradient, 0)
 
 
-rectify.defvjp(
-    lambda x, top: (rectify(x, top), _slopes(x, top)),
-    lambda top, slopes, gradient: (_through_rectifier(slopes, gradient),),
+relu6.defvjp(
+    lambda x: (relu6(x), _slopes(x)),
+    lambda slopes, gradient: (_through_relu6(slopes, gradient),),
 )
 
 
@@ -346,14 +352,14 @@ def _depthwise_forward(
     x: Array, kernel: Array, bias: Array, stride: int, padding: Padding, capped: bool
 ):
     y = depthwise_convolve(x, kernel, bias, stride, padding, capped)
-    return y, (_shape_of(x), _slopes(y, 6.0) if capped else None, kernel, bias)
+    return y, (_shape_of(x), _slopes(y) if capped else None, kernel, bias)
 
 
 def _depthwise_backward(stride: int, padding: Padding, capped: bool, residuals: tuple, gradient: Array):
     empty, slopes, kernel, bias = residuals
     window = _window(empty, kernel.shape[0], stride, padding)
     if capped:
-        gradient = _through_rectifier(slopes, gradient)
+        gradient = _through_relu6(slopes, gradient)
 
     def grouped(gradient: Array, kernel: Array) -> Array:
         return _stock_input_gradient(gradient, kernel[:, :, None], window, kernel.shape[-1])

@@ -4,6 +4,7 @@ Howard et al., "MobileNets" (arXiv 1704.04861); Sandler et al., "MobileNetV2" (a
 TensorFlow's files expect its SAME padding, PyTorch's a padding of half the kernel.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from amx_jax.classifiers.classifier import BLOCK
 from amx_jax.classifiers.layers import Conv, DepthwiseConv, Linear, Padding, relu6
-from amx_jax.classifiers.weights import Path, Rule, fold_conv, fold_depthwise, linear
+from amx_jax.classifiers.weights import Path, Rule, fold_conv, fold_depthwise, linear, unchanged
 
 
 class Stage(NamedTuple):
@@ -41,6 +42,7 @@ STAGES = (
 STEM_FEATURES, HEAD_FEATURES = 32, 1280
 # Repeats, stride and features of V1's stages at full width.
 V1_STAGES = ((1, 1, 64), (2, 2, 128), (2, 2, 256), (6, 2, 512), (2, 2, 1024))
+NUMBERED = re.compile(r"(\d+)_(?:w|scale|zp|b)", re.ASCII)  # an array of a TensorFlow Lite file
 
 
 def around(side: int, same: bool) -> Padding:
@@ -228,7 +230,7 @@ def v1_numbered_rules(names: Iterable[str]) -> Iterator[Rule]:
 
 
 def _numbered(names: Iterable[str], targets: Sequence[Path]) -> Iterator[Rule]:
-    numbers = sorted({int(name[:-2]) for name in names if name.endswith("_w") and name[:-2].isdigit()})
+    numbers = sorted({int(match[1]) for match in map(NUMBERED.fullmatch, names) if match})
     # Where the file has fewer layers the names of what is missing have to be made up.
     numbers += range(max(numbers, default=-1) + 1, max(numbers, default=-1) + 1 + len(targets))
     for target, number in zip(targets, numbers, strict=False):
@@ -236,7 +238,7 @@ def _numbered(names: Iterable[str], targets: Sequence[Path]) -> Iterator[Rule]:
         kernel = layout.get(str(target[-1]), _tflite_conv)
         sources = (f"{number}_w", f"{number}_scale", f"{number}_zp")
         yield Rule((*target, "kernel"), sources, kernel)
-        yield Rule((*target, "bias"), (f"{number}_b",), lambda bias: bias)
+        yield Rule((*target, "bias"), (f"{number}_b",), unchanged)
 
 
 def _dequantised(weight: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> np.ndarray:
