@@ -57,7 +57,7 @@ def load_classifier(
         raise WeightsError(
             f"{one_line(path)}: found weights of {described.architecture}, expected {entry.name}"
         )
-    arrays = read_arrays(path)
+    arrays = read_arrays(path if described is None else described.weights)
     layout = _layout(entry, arrays)
     module = _module(layout, arrays)
     origin = one_line(path)
