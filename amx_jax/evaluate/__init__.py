@@ -1,0 +1,1 @@
+"""Metrics of explanations, peer methods, and tables of both."""
