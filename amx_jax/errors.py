@@ -28,6 +28,10 @@ class ImageError(AmxError):
     """A file that is not a readable image."""
 
 
+class AnnotationError(AmxError):
+    """Ground truth that is unreadable, or does not fit its photo."""
+
+
 class OutputError(AmxError):
     """The output cannot be written where it was asked for."""
 
