@@ -57,8 +57,20 @@ class Config:
         progress: what counts as progress: the share by which the area of the best mask must fall.
         learning_rate: the optimiser's rate at its peak; it falls to a tenth along a cosine.
         temperature: softness of the mask whose gradient is taken, in logits.
-        cell: side of the squares that pruning removes, in pixels; 0 for 1/28 of the input's side.
-        trials: number of unseen backgrounds of each kind in the certificate.
+        method: what ranks the pixels: the optimiser, or one of ``amx_jax.evaluate.peers.METHODS``.
+        notion: when a mask holds: *plain* on the stated background, *robust* on all but a share delta
+            of random backgrounds, *worst* on each of some random backgrounds.
+        kinds: of the random backgrounds, as often each: ``amx_jax.masks.backgrounds.KINDS``.
+        delta: the share of the backgrounds on which a robust mask may fail.
+        certainty: of the bounds in the certificate.
+        backgrounds: number of random backgrounds that the search of a robust or worst mask asks about.
+        confidence: share of the photo's probability that the explanation must keep, up to 1.
+        goal: whether the mask must keep the decision, its complement must lose it, or both.
+        prune: whether to prune the mask; without, the smallest top share of the ranking is certified.
+        cell: side of the squares that pruning removes, in pixels; 0 for 1/28 of the input's side, and
+            1/14 where the notion is not plain.
+        trials: number of unseen backgrounds of each kind in the certificate; 0 for 32, and 160 where
+            the notion is not plain.
         threshold: of a sigmoid head, the probability from which a class is present.
         seed: what all randomness derives from.
         batch_size: images under optimisation at a time, rounded up to what the devices share evenly.
@@ -84,8 +96,17 @@ class Config:
     progress: float = 0.05
     learning_rate: float = 0.003
     temperature: float = 0.5
+    method: str = "amx"
+    notion: Literal["plain", "robust", "worst"] = "plain"
+    kinds: tuple[str, ...] = ("colour", "noise", "blur")
+    delta: float = 0.1
+    certainty: float = 0.95
+    backgrounds: int = 60
+    confidence: float = 0.0
+    goal: Literal["sufficient", "necessary", "complete"] = "sufficient"
+    prune: bool = True
     cell: int = 0
-    trials: int = 32
+    trials: int = 0
     threshold: float = 0.5
     seed: int = 0
     batch_size: int = 8
@@ -101,7 +122,8 @@ class Config:
             ConfigError: naming the field, what was found and what was expected.
         """
         above_zero = ("learning_rate", "temperature", "grow")
-        at_least_one = ("steps", "grid", "trials", "batch_size", "candidates")
+        at_least_one = ("steps", "grid", "backgrounds", "batch_size", "candidates")
+        inside = ("threshold", "delta", "certainty")
         checks = [
             *((name, getattr(self, name) >= 1, "at least 1") for name in at_least_one),
             *((name, 0 < getattr(self, name) < math.inf, "above 0 and finite") for name in above_zero),
@@ -112,13 +134,26 @@ class Config:
             ("objective", any(asdict(self.objective).values()), "at least one above 0"),
             ("generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}"),
             ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+            ("method", self.method in METHODS, f"one of {', '.join(METHODS)}"),
+            ("notion", self.notion in NOTIONS, f"one of {', '.join(NOTIONS)}"),
+            ("goal", self.goal in GOALS, f"one of {', '.join(GOALS)}"),
+            (
+                "kinds",
+                bool(self.kinds) and set(self.kinds) <= set(KINDS),
+                f"some of {', '.join(KINDS)}",
+            ),
+            ("kinds", len(self.kinds) == len(set(self.kinds)), "each kind once"),
+            ("confidence", 0 <= self.confidence <= 1, "from 0 to 1"),
             ("free_gain", 0 <= self.free_gain < math.inf, "at least 0 and finite"),
             ("free_gain", self.free_gain > 0 or self.generator != "grid", "above 0 for the grid"),
             ("shrink", 0 < self.shrink <= 1, "above 0 and at most 1"),
             ("grow", self.grow >= 1, "at least 1"),
             ("grid", 4 <= self.grid <= 512, "from 4 to 512"),
-            *((name, getattr(self, name) >= 0, "at least 0") for name in ("cell", "patience", "chunk")),
-            ("threshold", 0 < self.threshold < 1, "above 0 and below 1"),
+            *(
+                (name, getattr(self, name) >= 0, "at least 0")
+                for name in ("cell", "trials", "patience", "chunk")
+            ),
+            *((name, 0 < getattr(self, name) < 1, "above 0 and below 1") for name in inside),
             ("progress", 0 <= self.progress < 1, "at least 0 and below 1"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
             (
@@ -158,6 +193,12 @@ def preset(name: str) -> Config:
 
 DTYPES = ("float32", "bfloat16")
 GENERATORS = ("autoencoder", "grid")
+NOTIONS = ("plain", "robust", "worst")
+GOALS = ("sufficient", "necessary", "complete")
+# Names of what JAX computes, which `amx --help` need not wait for: amx_jax.evaluate.peers and
+# amx_jax.masks.backgrounds.
+METHODS = ("amx", "gradcam", "ig", "occlusion", "rise", "extremal", "random", "centre")
+KINDS = ("colour", "noise", "blur", "smooth", "shuffle", "mean", "black", "photo", "photo-blur")
 PRESETS = {
     "default": Config(),
     "paper": Config(

@@ -1,5 +1,6 @@
 """The one class most users call: photos in, verified explanations out."""
 
+import copy
 import dataclasses
 import platform
 import time
@@ -18,18 +19,26 @@ from PIL import Image
 
 from amx_jax.classifiers.classifier import Classifier
 from amx_jax.config import Config
-from amx_jax.errors import ConfigError, ImageError
+from amx_jax.errors import ClassifierError, ConfigError, ImageError
+from amx_jax.evaluate.peers import METHODS
 from amx_jax.lift import Devices
-from amx_jax.objective.decision import NONE, Decision
+from amx_jax.masks.backgrounds import SHOW_PHOTOS
+from amx_jax.objective.decision import MARGIN, NONE, Decision, ask
 from amx_jax.optimize.loop import Optimized, Optimizer, image_keys
-from amx_jax.verify.certificate import Certificate, certify
+from amx_jax.verify.certificate import Certificate, Kept, certify, pooled_bound
 from amx_jax.verify.evaluator import Evaluator
+from amx_jax.verify.notion import ROUNDS, Notion, View
 from amx_jax.verify.pool import Judged, Pool, Search
-from amx_jax.verify.prune import prune, widen
+from amx_jax.verify.prune import prune, smallest_prefix, step_back, widen
 
 SCHEMA = 1
+# Rankings that compete with the optimiser's to be pruned, where a mask must hold on many backgrounds:
+# which start is the smallest differs from photo to photo (benchmarks/README.md).
+STARTS = ("occlusion", "rise")
+TRIALS = {"plain": 32, "robust": 160, "worst": 160}  # of each kind in the certificate
 OPTIMISED = 0.6  # the share of a photo's time by which its optimisation ends, as measured
-GRID_CELLS = 28  # the default pruning cell is 1/28 of the input's side: 8 pixels of 224
+# The default pruning cell: 1/28 of the input's side, 8 pixels of 224, or 16 where each test is dear.
+CELLS = {"plain": 28, "robust": 14, "worst": 14}
 PACKAGES = ("amx-jax", "jax", "flax", "optax", "numpy")
 Photo = Image.Image | np.ndarray
 
@@ -41,16 +50,18 @@ class Explanation:
     Attributes:
         pixels: what the classifier saw, uint8 ``(H, W, C)``.
         mask: bool ``(H, W)``, true where kept; hard, pruned and certified.
-        ranking: ``(H, W)``, the optimiser's logits: larger is more important.
-        optimized_mask: bool ``(H, W)``, the optimiser's own hard mask, before pruning.
-        optimized_sufficient: whether that one kept the decision.
+        ranking: ``(H, W)``, the optimiser's logits or the method's: larger is more important.
+        start: which ranking that was, ``amx`` for the optimiser's.
+        optimized_mask: bool ``(H, W)``, before pruning: the optimiser's own hard mask, or the smallest
+            top share of the ranking that holds.
+        optimized_sufficient: whether that one held.
         target: the explained class.
         label: its name.
         decision: what had to hold of it.
         rival: name of the class that it was compared with, or None.
         certificate: what was measured on ``mask``.
         steps: steps that the optimiser took.
-        calls: forward passes that pruning took.
+        calls: forward passes that it took to find and prune the mask.
         seconds: this photo's share of the time.
         classifier: its name.
         config: the whole configuration.
@@ -60,6 +71,7 @@ class Explanation:
     pixels: np.ndarray
     mask: np.ndarray
     ranking: np.ndarray
+    start: str
     optimized_mask: np.ndarray
     optimized_sufficient: bool
     target: int
@@ -97,11 +109,19 @@ class Explanation:
             "sufficient": c.sufficient,
             "necessary": c.necessary,
             "minimal": {"holds": c.minimal, "cell": self.cell, "calls": self.calls},
+            "notion": {
+                "name": self.config.notion,
+                "goal": self.config.goal,
+                "confidence": self.config.confidence,
+                "holds": c.holds,
+            },
+            "method": {"name": self.config.method, "start": self.start, "pruned": self.config.prune},
             "before_pruning": {
                 "area": float(self.optimized_mask.mean()),
                 "sufficient": self.optimized_sufficient,
             },
             "robustness": {k: {"kept": kept, "trials": n} for k, (kept, n) in c.robustness.items()},
+            "robustness_bound": {"share": c.bound, "certainty": c.certainty},
             "components": c.components,
             "background": {"name": "#{:02x}{:02x}{:02x}".format(*rgb), "rgb": rgb},
             "seed": self.config.seed,
@@ -142,12 +162,18 @@ class _Job:
     rival: int | None
     seconds: float = 0.0
     share: float = 0.0  # of its steps
+    rankings: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # being computed
+    asked: Any = None  # the decision, where no optimiser says it
+    keys: Any = None  # data of the keys of its search's backgrounds
 
 
 class _Verified(NamedTuple):
     """What the verification of one photo found."""
 
-    sufficient: bool  # the optimiser's own hard mask
+    start: str  # the ranking
+    ranking: np.ndarray
+    before: np.ndarray  # the mask that pruning began with
+    sufficient: bool  # the optimiser's own hard mask, or that one
     mask: np.ndarray
     calls: int
     certificate: Certificate
@@ -160,9 +186,11 @@ class Explainer:
         classifier: f, as :func:`amx_jax.load_classifier` returns it.
         config: how to search and verify.
         devices: JAX devices of one platform that share the work; by default all there are.
+        others: photos of other things, at least two, for backgrounds that show them; those in even
+            places appear in the search, the others in the certificate.
 
     Raises:
-        ConfigError: a stage that the classifier does not have.
+        ConfigError: a stage that the classifier does not have, or too few other photos.
 
     Examples:
         >>> from amx_jax import Config, Explainer, load_classifier
@@ -178,10 +206,18 @@ class Explainer:
         classifier: Classifier,
         config: Config | None = None,
         devices: Sequence[jax.Device] | None = None,
+        others: Sequence[Photo] = (),
     ):
         self.classifier, self.config = classifier, config or Config()
         config = self.config
-        self.cell = config.cell or max(1, round(classifier.preprocess.size / GRID_CELLS))
+        self.cell = config.cell or max(1, round(classifier.preprocess.size / CELLS[config.notion]))
+        self.trials = config.trials or TRIALS[config.notion]
+        shown = [kind for kind in config.kinds if kind in SHOW_PHOTOS]
+        if shown and len(others) < 2:
+            raise ConfigError(
+                f"kinds: found {', '.join(shown)} and {len(others)} other photos to show, expected at "
+                "least two: one for the search, one for the certificate"
+            )
         stages = classifier.activations
         unknown = [stage for stage in config.stages if stage not in stages]
         if unknown:
@@ -190,9 +226,40 @@ class Explainer:
             )
         if config.objective.activation and not (config.stages or classifier.stages):
             warnings.warn(f"{classifier.name} has no stages: the activation term is off", stacklevel=2)
-        shared = Devices(devices, config.chunk)
-        self._optimizer = Optimizer(classifier, config, shared)
-        self._evaluator = Evaluator(classifier, config.background, config.candidates, shared)
+        self._devices = shared = Devices(devices, config.chunk)
+        pixels = [self._input(number, photo) for number, photo in enumerate(others)]
+        photos = np.stack(pixels) if pixels else None
+        self._evaluator = Evaluator(
+            classifier, config.background, config.candidates, shared, config.kinds, photos
+        )
+        self._seen = None if photos is None else classifier.preprocess.normalize(photos[::2] * 1.0)
+        self._copies: dict[jax.Device, Any] = {}
+        self._ask = jax.jit(self._asking())
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What the method needs."""
+        config = self.config
+        if config.method == "amx":
+            self._optimizer = Optimizer(self.classifier, searched(config), self._devices, self._seen)
+        plain = config.notion == "plain"
+        methods = [config.method] if config.method != "amx" else [] if plain else STARTS
+        self._rank = {name: jax.jit(self._ranking(name)) for name in methods}
+
+    def ranked_by(self, method: str, prune: bool = True) -> "Explainer":
+        """The same with pixels ranked by another method; what verifies is compiled once for both.
+
+        Args:
+            method: as of ``Config``.
+            prune: likewise.
+
+        Raises:
+            ConfigError: no such method.
+        """
+        twin = copy.copy(self)
+        twin.config = dataclasses.replace(self.config, method=method, prune=prune)
+        twin._prepare()
+        return twin
 
     def __call__(
         self,
@@ -243,7 +310,7 @@ class Explainer:
             What :meth:`__call__` returns.
         """
         coming = self._jobs(images, targets, rivals)
-        optimizer = self._optimizer.emptied()
+        optimizer = self._optimizer.emptied() if self.config.method == "amx" else None
         slots: dict[int, _Job] = {}
         verified: dict[int, tuple[_Job, Optimized]] = {}  # by number: being verified
         results: dict[int, Explanation | Unexplained] = {}
@@ -252,21 +319,24 @@ class Explainer:
         def judge(owners: Sequence[int], masks: Sequence[np.ndarray]) -> Judged:
             start = time.perf_counter()
             jobs, found = zip(*(verified[number] for number in owners), strict=True)
-            judged = self._evaluator.judge(
-                [job.pixels for job in jobs], [optimized.decision for optimized in found], masks
-            )
+            judged = self._judge(jobs, [optimized.decision for optimized in found], masks)
             for job in jobs:
                 job.seconds += (time.perf_counter() - start) / len(jobs)
             return judged
 
         pool = Pool(judge, self._evaluator.batch_size)
         while True:
-            while more and optimizer.free:
+            while more and (optimizer.free if optimizer else len(pool) < self.config.batch_size):
                 job = next(coming, None)
                 if job is None:
                     more = False
-                else:
+                    break
+                self._begin(job)
+                if optimizer:
                     slots[optimizer.put(job.pixels, job.target, job.name, job.rival)] = job
+                else:
+                    verified[job.number] = job, self._ranked(job)
+                    pool.add(job.number, self._verify(*verified[job.number]))
             if not slots and not pool:
                 break
             if pool.waiting >= self._evaluator.batch_size or not slots:
@@ -274,6 +344,7 @@ class Explainer:
                     results[number] = self._explanation(*verified.pop(number), outcome)
                 phase = "verifying"
             else:
+                assert optimizer is not None  # else nothing has a slot
                 for slot, optimized in advance(optimizer, slots):
                     job = slots.pop(slot)
                     if optimized.failure is not None:
@@ -323,31 +394,147 @@ class Explainer:
             )
         return image
 
+    def _ranking(self, name: str) -> Callable[..., jax.Array]:
+        """The method of that name as a function of parameters, an input and what is asked."""
+        classifier, rank = self.classifier, METHODS[name].rank
+        colour, _, _ = classifier.preprocess.limits(self.config.background)
+
+        def ranking(params, pixels, decision, key):
+            image = classifier.preprocess.normalize(pixels.astype(np.float32))
+            return rank(classifier, params, image, decision, key, colour)
+
+        return ranking
+
+    def _asking(self) -> Callable[..., Decision]:
+        """The decision that is asked about, from parameters, an input, target and rival (−1: none)."""
+        classifier, threshold = self.classifier, self.config.threshold
+
+        def asking(params, pixels, target, rival):
+            image = classifier.preprocess.normalize(pixels.astype(np.float32))
+            with jax.default_matmul_precision("highest"):
+                logits, _ = classifier.apply(params, image)
+            return ask(classifier.head, threshold, logits, target, rival)
+
+        return asking
+
+    def _begin(self, job: _Job) -> None:
+        """Start to compute the rankings of a photo, on the devices in turn; nobody waits yet."""
+        if not self._rank:
+            return
+        device = self._devices.devices[job.number % len(self._devices.devices)]
+        params = self._params_on(device)
+        pixels = jax.device_put(job.pixels, device)
+        asked = (np.int32(-1 if index is None else index) for index in (job.target, job.rival))
+        job.asked = self._ask(params, pixels, *asked)
+        _, _, key = image_keys(self.config.seed, job.name)
+        key = jax.device_put(jax.random.fold_in(key, 2**31), device)  # no background has that number
+        job.rankings = {name: rank(params, pixels, job.asked, key) for name, rank in self._rank.items()}
+
+    def _params_on(self, device: jax.Device) -> Any:
+        """The classifier's parameters on one device, copied once."""
+        if device not in self._copies:
+            self._copies[device] = jax.device_put(self.classifier.params, device)
+        return self._copies[device]
+
+    def _ranked(self, job: _Job) -> Optimized:
+        """What stands for the optimiser's outcome where another method ranks the pixels."""
+        start = time.perf_counter()
+        ranking = np.asarray(job.rankings[self.config.method])
+        job.seconds += time.perf_counter() - start
+        decision = Decision(*(value.item() for value in job.asked))
+        if not np.isfinite(ranking).all():
+            raise ClassifierError(f"{self.config.method}: found a ranking that is not finite")
+        return Optimized(decision, np.ones(ranking.shape, bool), ranking, 0, None)
+
+    def _judge(self, jobs, decisions, candidates) -> Judged:
+        """What the classifier says of masks, and of views of them."""
+        pixels = [job.pixels for job in jobs]
+        if self.config.notion == "plain":
+            return self._evaluator.judge(pixels, decisions, candidates)
+        views = [c if isinstance(c, View) else View(c, -1) for c in candidates]
+        kinds = [v.trial % len(self.config.kinds) if v.trial >= 0 else -1 for v in views]
+        keys = [job.keys[max(view.trial, 0)] for job, view in zip(jobs, views, strict=True)]
+        return self._evaluator.judge_views(pixels, decisions, [v.mask for v in views], kinds, keys)
+
     def _verify(self, job: _Job, optimized: Optimized) -> Search[_Verified]:
-        """Prune a mask, widened first where it is not sufficient, and certify what is left."""
-        decision, mask, ranking = optimized.decision, optimized.mask, optimized.logits
+        """Find a mask that holds, prune it, and certify what is left."""
+        config, decision = self.config, optimized.decision
+        whole = np.ones(optimized.mask.shape, bool)
+        probability = 1.0
+        if config.confidence:
+            probability = float((yield [whole]).probabilities[0])
+        notion = Notion(config, probability)
+        if not notion.plain:
+            _, _, key = image_keys(config.seed, job.name)
+            numbers = np.arange(config.backgrounds * 2 ** (ROUNDS - 1), dtype=np.uint32)
+            job.keys = np.asarray(_keys(key, numbers))
+        rankings = {"amx": optimized.logits} if config.method == "amx" else {}
+        rankings |= {name: np.asarray(ranking) for name, ranking in job.rankings.items()}
+        names = list(rankings)
+        if notion.plain and config.method == "amx":
+            start = names[0]
+            mask, holds = yield from widen(optimized.mask, rankings[start], notion)
+            before, sufficient = optimized.mask, holds and mask is optimized.mask
+        else:
+            which, mask, holds = yield from smallest_prefix(list(rankings.values()), notion)
+            start, before, sufficient = names[which], mask, holds
+        ranking = rankings[start]
+        found = (
+            notion.views if before is optimized.mask else 0
+        )  # the optimiser found it, not the search
 
-        def robustness(mask: np.ndarray) -> dict[str, tuple[int, int]]:
-            start = time.perf_counter()
-            _, key = image_keys(self.config.seed, job.name)
-            kept = self._evaluator.robustness(job.pixels, decision, mask, key, self.config.trials)
-            job.seconds += time.perf_counter() - start
-            return kept
+        # A robust mask that the certificate refuses is searched again on more backgrounds. The tests
+        # share the permitted error, so the last bound is as certain as one alone would be.
+        robust = config.notion == "robust"
+        share = 1 - config.delta if robust else None
+        certainty = 1 - (1 - config.certainty) / ROUNDS if robust else config.certainty
+        for number in range(ROUNDS):
+            visited = [mask]
+            if holds and config.prune:
+                visited = (yield from prune(mask, ranking, self.cell, notion)).visited
+            mask = visited[-1]
+            kept = self._unseen(job, decision, mask, notion, number)
+            if share is None or not holds or pooled_bound(kept, certainty) >= share:
+                break
+            if number == ROUNDS - 1:  # only a whole photo is left to be certain of
+                mask = whole
+                kept = self._unseen(job, decision, mask, notion, ROUNDS)
+                break
+            notion.extend()
+            if config.prune:
+                mask, holds = yield from step_back(visited, ranking, notion)
+            else:
+                least = float(mask.mean())
+                _, mask, holds = yield from smallest_prefix([ranking], notion, least)
+        calls = notion.views - found
+        certificate = yield from certify(mask, self.cell, notion, kept, certainty, share)
+        return _Verified(start, ranking, before, sufficient, mask, calls, certificate)
 
-        mask, holds = yield from widen(mask, ranking)
-        sufficient, calls = holds and mask is optimized.mask, 0
-        if holds:
-            mask, calls, _ = yield from prune(mask, ranking, self.cell)
-        certificate = yield from certify(mask, self.cell, robustness)
-        return _Verified(sufficient, mask, calls, certificate)
+    def _unseen(
+        self, job: _Job, decision: Decision, mask: np.ndarray, notion: Notion, number: int
+    ) -> Kept:
+        """On how many unseen backgrounds of each kind a mask meets the goal."""
+        start = time.perf_counter()
+        _, key, _ = image_keys(self.config.seed, job.name)
+        key = jax.random.fold_in(key, number)
+
+        def ask(mask: np.ndarray) -> dict[str, Judged]:
+            return self._evaluator.unseen(job.pixels, decision, mask, key, self.trials)
+
+        kept = ask(mask) if notion.goal != "necessary" else {}
+        lost = ask(~mask) if notion.goal != "sufficient" else {}
+        job.seconds += time.perf_counter() - start
+        scores = {kind: notion.scores(kept.get(kind), lost.get(kind)) for kind in kept or lost}
+        return {kind: (int((values > MARGIN).sum()), len(values)) for kind, values in scores.items()}
 
     def _explanation(self, job: _Job, optimized: Optimized, verified: _Verified) -> Explanation:
         labels, (target, rival, _) = self.classifier.labels, optimized.decision
         return Explanation(
             pixels=job.pixels,
             mask=verified.mask,
-            ranking=optimized.logits,
-            optimized_mask=optimized.mask,
+            ranking=verified.ranking,
+            start=verified.start,
+            optimized_mask=verified.before,
             optimized_sufficient=verified.sufficient,
             target=target,
             label=labels[target],
@@ -361,6 +548,22 @@ class Explainer:
             config=self.config,
             cell=self.cell,
         )
+
+
+def searched(config: Config) -> Config:
+    """The configuration of the optimiser: of a robust or worst mask, with the robustness term.
+
+    The budget then settles where a share 1 − δ of the steps hold.
+    """
+    if config.notion == "plain" or config.objective.robustness:
+        return config
+    objective = dataclasses.replace(config.objective, robustness=1.0)
+    return dataclasses.replace(config, objective=objective)
+
+
+@jax.jit
+def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    return jax.random.key_data(jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers))
 
 
 def advance(optimizer: Optimizer, slots: dict[int, _Job]) -> Iterator[tuple[int, Optimized]]:

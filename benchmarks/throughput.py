@@ -25,7 +25,6 @@ import tyro
 
 from amx_jax import Classifier, Config, load_classifier
 from amx_jax.lift import Devices, cores, share_cores
-from amx_jax.masks.composition import BACKGROUND_KINDS
 from amx_jax.optimize.loop import BURST, Optimizer, make_generator
 from amx_jax.verify.evaluator import Evaluator
 from benchmarks.programs import device_name, noise
@@ -160,7 +159,7 @@ def phases(classifier: Classifier, pixels: np.ndarray, rounds: int) -> dict[str,
         "classifier forward and gradient": (lambda: gradient(params, images), count),
         "autoencoder forward and gradient": (lambda: mask(own, seen), count),
         "candidate of pruning": (lambda: evaluator.judge(list(pixels), [0] * count, masks), count),
-        "background of the certificate": (robustness, len(BACKGROUND_KINDS) * count),
+        "background of the certificate": (robustness, len(evaluator.kinds) * count),
     }
     for function, _ in work.values():
         timed(function)

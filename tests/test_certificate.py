@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from scipy import ndimage, special
 
+from amx_jax import Config
 from amx_jax.lift import Devices
+from amx_jax.masks.backgrounds import MILDEST, STRONGEST
 from amx_jax.objective.decision import MARGIN
 from amx_jax.verify.certificate import certify
-from amx_jax.verify.evaluator import MILDEST, STRONGEST, Evaluator
+from amx_jax.verify.evaluator import Evaluator
+from amx_jax.verify.notion import Notion
 from amx_jax.verify.pool import Pool
 
 BACKGROUND = (200, 90, 30)
@@ -55,7 +58,8 @@ def certificates_of(evaluator, photos, targets, owners, masks, cell=CELL, trials
 
     pool = Pool(judge, evaluator.batch_size)
     for number, (owner, mask) in enumerate(zip(owners, masks, strict=True)):
-        pool.add(number, certify(mask, cell, lambda mask, owner=owner: robustness(owner, mask)))
+        kept = robustness(owner, mask)
+        pool.add(number, certify(mask, cell, Notion(Config()), kept, certainty=0.95))
     return [found for _, found in sorted(pool.drain())]
 
 
@@ -98,10 +102,7 @@ def squares(mask, cell=CELL):
 
 def backgrounds(kind, image, key, count):
     """The first backgrounds of a kind: the certificate's keys, the values written out."""
-    for kind_key in KINDS:
-        key, own = jax.random.split(key)
-        if kind_key == kind:
-            break
+    own = jax.random.fold_in(key, KINDS.index(kind))
     low, high = -127 / 128, 1.0
     for trial_key in jax.random.split(own, count):
         if kind == "colour":

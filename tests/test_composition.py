@@ -4,18 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage, stats
+from scipy import ndimage
 
-from amx_jax.masks.composition import (
-    BACKGROUND_KINDS,
-    bilinear_matrix,
-    blur,
-    compose,
-    constant_colour,
-    resize,
-    sample_background,
-    white_noise,
-)
+from amx_jax.masks.composition import bilinear_matrix, compose, resize
 
 LOW, HIGH = jnp.array([-2.0, 0.0, 10.0]), jnp.array([3.0, 1.0, 20.0])
 SHAPE = (24, 17, 3)
@@ -143,109 +134,6 @@ def test_a_grid_keeps_itself_its_mean_and_its_range(rng):
     assert_close(resize(jnp.ones((7, 5)), (224, 224)), 1.0)
 
 
-# --- blur -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0, 2.6, 10.0])
-def test_blur_is_scipys_channel_by_channel(image, sigma):
-    blurred = blur(image, sigma)
-    assert blurred.shape == SHAPE and blurred.dtype == jnp.float32
-    for c in range(3):
-        channel = np.asarray(image[..., c], float)
-        expected = ndimage.gaussian_filter(channel, sigma, mode="nearest", truncate=4)
-        assert_close(blurred[..., c], expected)
-
-
-def test_blur_by_nothing_is_the_image(image):
-    assert np.array_equal(blur(image, 0.0), image)
-
-
-def test_blur_leaves_a_constant_and_the_range(image):
-    assert_close(blur(jnp.full(SHAPE, 7.0), 3.0), 7.0)
-    blurred = blur(image, 3.0)
-    assert (blurred >= image.min((0, 1))).all() and (blurred <= image.max((0, 1))).all()
-    assert (blurred.std((0, 1)) < image.std((0, 1)) / 3).all()
-
-
-# --- backgrounds ----------------------------------------------------------------------------------
-
-
-def kind_of(background, blurred):
-    """Which kind a background is, by looking at it."""
-    if np.array_equal(background, blurred):
-        return "blur"
-    return "colour" if (background == background[0, 0]).all() else "noise"
-
-
-KEYS = jax.random.split(jax.random.key(0), 300)
-sample_each = jax.jit(jax.vmap(sample_background, in_axes=(0, None, None, None, None)))
-
-
-def test_backgrounds_stay_in_the_input_range(image):
-    backgrounds = sample_each(KEYS, image, blur(image, 3.0), LOW, HIGH)
-    assert backgrounds.shape == (300, *SHAPE)
-    assert (backgrounds >= LOW).all() and (backgrounds <= HIGH).all()
-
-
-def test_all_kinds_of_background_are_drawn_equally_often(image):
-    blurred = blur(image, 3.0)
-    backgrounds = np.asarray(sample_each(KEYS, image, blurred, LOW, HIGH))
-    kinds = [kind_of(background, np.asarray(blurred)) for background in backgrounds]
-    for kind in BACKGROUND_KINDS:
-        assert 70 <= kinds.count(kind) <= 130  # 100 ± 3.7 standard deviations
-
-
-def test_the_same_key_gives_the_same_background_and_another_key_another(image):
-    blurred = blur(image, 3.0)
-    sampled, again = np.asarray([sample_each(KEYS, image, blurred, LOW, HIGH) for _ in range(2)])
-    assert np.array_equal(sampled, again)
-    drawn = [b.tobytes() for b in sampled if kind_of(b, np.asarray(blurred)) != "blur"]
-    assert len(drawn) > 100 and len(set(drawn)) == len(drawn)
-
-
-def test_backgrounds_in_a_batch_are_those_drawn_one_by_one(image):
-    blurred = blur(image, 3.0)
-    batch = sample_each(KEYS, image, blurred, LOW, HIGH)
-    alone = jax.jit(sample_background)
-    singly = np.stack([alone(key, image, blurred, LOW, HIGH) for key in KEYS[:12]])
-    assert_close(batch[:12], singly)
-    assert {kind_of(background, np.asarray(blurred)) for background in singly} == set(BACKGROUND_KINDS)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_background_has_the_images_type(image, dtype):
-    image = image.astype(dtype)
-    for blurred in (blur(image, 3.0), image):
-        background = sample_background(jax.random.key(0), image, blurred, LOW, HIGH)
-        assert background.dtype == dtype and background.shape == SHAPE
-
-
-def test_colours_are_uniform_over_the_range_and_independent_between_channels():
-    keys = jax.random.split(jax.random.key(0), 4000)
-    colours = jax.vmap(lambda key: constant_colour(key, SHAPE, LOW, HIGH))(keys)
-    assert colours.shape == (4000, *SHAPE)
-    assert (colours == colours[:, :1, :1]).all()
-    assert_uniform((colours[:, 0, 0] - LOW) / (HIGH - LOW))
-
-
-def test_noise_is_uniform_over_the_range_and_independent_between_pixels_and_channels():
-    noise = white_noise(jax.random.key(0), (64, 64, 3), LOW, HIGH)
-    share = (noise - LOW) / (HIGH - LOW)
-    assert_uniform(share.reshape(-1, 3))
-    right = share[:, :-1].ravel(), share[:, 1:].ravel()
-    below = share[:-1].ravel(), share[1:].ravel()
-    for one, other in (right, below):
-        assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(one.size)
-
-
-def assert_uniform(shares):
-    """Columns of at least 4,000 draws: each uniform in [0, 1), and no two correlated."""
-    for column in np.asarray(shares).T:
-        assert stats.kstest(column, "uniform").pvalue > 1e-3
-    correlations = np.corrcoef(shares.T) - np.eye(shares.shape[1])
-    assert (abs(correlations) < 4 / np.sqrt(len(shares))).all()  # four standard deviations
-
-
 # --- one image or many ----------------------------------------------------------------------------
 
 
@@ -254,9 +142,8 @@ def assert_uniform(shares):
     [
         (compose, [SHAPE, SHAPE[:2], SHAPE]),
         (lambda grid: resize(grid, (30, 33)), [(7, 5)]),
-        (lambda image: blur(image, 2.0), [SHAPE]),
     ],
-    ids=["compose", "resize", "blur"],
+    ids=["compose", "resize"],
 )
 def test_a_batch_is_its_images_one_by_one(rng, function, shapes):
     batch = [jnp.asarray(rng.uniform(size=(4, *shape)), jnp.float32) for shape in shapes]

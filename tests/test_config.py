@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from amx_jax import Config, Weights, preset
+from amx_jax.config import KINDS
 from amx_jax.errors import ConfigError
 
 NAN, INF = float("nan"), float("inf")
@@ -21,7 +22,15 @@ WRONG = {
     "learning_rate": (0.0, -0.1, INF, NAN),
     "temperature": (0.0, -0.5, INF, NAN),
     "cell": (-1,),
-    "trials": (0, -1),
+    "trials": (-1,),
+    "method": ("saliency", ""),
+    "notion": ("certain", ""),
+    "kinds": ((), ("colour", "fog"), ("noise", "noise")),
+    "delta": (0.0, 1.0, -0.1, NAN),
+    "certainty": (0.0, 1.0, NAN),
+    "backgrounds": (0, -1),
+    "confidence": (-0.1, 1.1, NAN),
+    "goal": ("both", ""),
     "threshold": (0.0, 1.0, -0.5, NAN),
     "seed": (-1, 2**32),
     "batch_size": (0, -8),
@@ -29,8 +38,8 @@ WRONG = {
     "chunk": (-1,),
     "dtype": ("float16", "float64", ""),
 }
-# By the classifier, below, and the last two by their type.
-CHECKED_ELSEWHERE = {"stages", "objective", "budget", "remat"}
+# By the classifier, below, and the last three by their type.
+CHECKED_ELSEWHERE = {"stages", "objective", "budget", "prune", "remat"}
 AT_THE_EDGE = {
     "grid": (4, 512),
     "background": ((0, 0, 0), (255, 255, 255)),
@@ -43,7 +52,15 @@ AT_THE_EDGE = {
     "learning_rate": (1e-9,),
     "temperature": (1e-9,),
     "cell": (0, 1),
-    "trials": (1,),
+    "trials": (0, 1),
+    "method": ("amx", "gradcam"),
+    "notion": ("plain", "robust", "worst"),
+    "kinds": (("photo",), KINDS),
+    "delta": (1e-6, 0.999),
+    "certainty": (0.5, 0.999),
+    "backgrounds": (1,),
+    "confidence": (0.0, 1.0),
+    "goal": ("sufficient", "necessary", "complete"),
     "threshold": (1e-6, 0.999),
     "seed": (0, 2**32 - 1),
     "batch_size": (1,),

@@ -141,8 +141,11 @@ CONTRACT = {
     "sufficient": bool,
     "necessary": bool,
     "minimal": {"holds": bool, "cell": int, "calls": int},
+    "notion": {"name": str, "goal": str, "confidence": float, "holds": bool},
+    "method": {"name": str, "start": str, "pruned": bool},
     "before_pruning": {"area": float, "sufficient": bool},
     "robustness": {kind: {"kept": int, "trials": int} for kind in ("colour", "noise", "blur")},
+    "robustness_bound": {"share": float, "certainty": float},
     "components": int,
     "background": {"name": str, "rgb": list},
     "seed": int,
@@ -511,3 +514,79 @@ def test_photos_after_the_first_compile_nothing(tiny, photos, compilations):
     del compilations[:]
     assert len(explainer(photos)) == 6
     assert compilations == []
+
+
+# --- notions, goals and methods -------------------------------------------------------------------
+
+BRIEF = replace(CONFIG, cell=4, trials=60, backgrounds=20, delta=0.3)
+
+
+def on_noise(pixels, mask, rng):
+    return np.where(mask[..., None], pixels, rng.integers(0, 256, pixels.shape))
+
+
+def test_a_robust_mask_keeps_its_class_on_backgrounds_that_nobody_has_seen(tiny, classify, photos):
+    config = replace(BRIEF, notion="robust", kinds=("noise",))
+    plain, robust = (Explainer(tiny, c)(list(photos)) for c in (BRIEF, config))
+    rng = np.random.default_rng(0)
+    whole = np.ones((32, 32), bool)
+    shares = {"plain": [], "robust": []}
+    for name, explanations in (("plain", plain), ("robust", robust)):
+        for pixels, explanation in zip(photos, explanations, strict=True):
+            drawn = [on_noise(pixels, explanation.mask, rng) for _ in range(100)]
+            kept = [classify(x, whole).argmax() == explanation.target for x in drawn]
+            shares[name].append(np.mean(kept))
+    for explanation, share in zip(robust, shares["robust"], strict=True):
+        certificate = explanation.certificate
+        assert certificate.holds and certificate.bound >= 0.7
+        assert certificate.certainty == pytest.approx(1 - 0.05 / 3)
+        assert share > 0.6  # four standard deviations below the bound
+        assert explanation.start in ("amx", "occlusion", "rise")
+    assert np.mean(shares["plain"]) < np.mean(shares["robust"]) - 0.1
+
+
+def test_a_worst_mask_is_1_minimal_on_its_backgrounds(tiny, photos):
+    config = replace(BRIEF, notion="worst", backgrounds=6, trials=4)
+    explanations = Explainer(tiny, config)(list(photos[:3]))
+    assert all(e.certificate.holds and e.certificate.minimal for e in explanations)
+    assert all(e.certificate.area < 1 for e in explanations)
+
+
+def test_an_explanation_as_sure_as_the_photo(tiny, classify, photos):
+    for confidence in (0.5, 1.0):
+        config = replace(BRIEF, confidence=confidence)
+        for pixels, e in zip(photos, Explainer(tiny, config)(list(photos)), strict=True):
+            least = confidence * classify(pixels)[e.target]
+            assert classify(pixels, e.mask)[e.target] >= least * (1 - 1e-3)
+            assert e.certificate.holds and e.certificate.minimal
+
+
+@pytest.mark.parametrize("goal", ["necessary", "complete"])
+def test_without_a_necessary_mask_the_photo_loses_its_class(tiny, classify, photos, goal):
+    for pixels, e in zip(photos, Explainer(tiny, replace(BRIEF, goal=goal))(list(photos)), strict=True):
+        loses = classify(pixels, ~e.mask).argmax() != e.target
+        keeps = classify(pixels, e.mask).argmax() == e.target
+        assert e.certificate.holds == (loses and (keeps or goal == "necessary"))
+        if e.target != 0:  # which the bare background has
+            assert e.certificate.holds and e.certificate.minimal
+
+
+@pytest.mark.parametrize("method", ["gradcam", "ig", "occlusion", "random", "centre"])
+@pytest.mark.parametrize("pruned", [True, False])
+def test_any_methods_ranking_makes_a_mask_that_holds(tiny, classify, photos, method, pruned):
+    config = replace(BRIEF, method=method, prune=pruned)
+    for pixels, e in zip(photos[:3], Explainer(tiny, config)(list(photos[:3])), strict=True):
+        assert classify(pixels, e.mask).argmax() == e.target == classify(pixels).argmax()
+        assert e.certificate.holds and (e.certificate.minimal or not pruned)
+        assert (e.start, e.steps) == (method, 0)
+        if not pruned:  # the top share of the ranking, none of it better than what is left out
+            assert np.array_equal(e.mask, e.optimized_mask)
+            assert e.ranking[e.mask].min() >= e.ranking[~e.mask].max()
+
+
+def test_backgrounds_that_show_photos_need_some(tiny, photos):
+    config = replace(BRIEF, notion="robust", kinds=("photo",))
+    with pytest.raises(ConfigError, match="kinds: found photo and 1 other photos"):
+        Explainer(tiny, config, others=photos[:1])
+    [explanation] = Explainer(tiny, config, others=photos[2:])([photos[0]])
+    assert explanation.certificate.robustness["photo"][1] == 60

@@ -189,9 +189,11 @@ def test_where_masks_are_judged_no_device_waits_for_another(evaluator, photos):
     one = (pixels, decision, mask, np.True_)
     batch = jax.tree.map(lambda x: np.stack([x] * count), one)
     assert collectives(evaluator._plain, evaluator._params, *batch) == []
-    keys = np.zeros((count, 2), np.uint32)
-    for program in evaluator._on_background.values():
-        assert collectives(program, evaluator._params, pixels, decision, mask, keys) == []
+    keys, kinds = np.zeros((count, 2), np.uint32), np.zeros(count, np.int32)
+    unseen = evaluator._on_background
+    assert collectives(unseen, evaluator._params, pixels, decision, mask, kinds, keys) == []
+    views = (*batch[:3], kinds, keys, batch[3])
+    assert collectives(evaluator._in_search, evaluator._params, *views) == []
 
 
 @pytest.mark.slow

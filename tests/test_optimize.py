@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from amx_jax import Classifier, Config, Weights, preset
 from amx_jax.classifiers.classifier import BLOCK
 from amx_jax.lift import Devices
-from amx_jax.masks.composition import blur, sample_background
+from amx_jax.masks.backgrounds import Scene, draw
 from amx_jax.masks.hardening import hard_mask
 from amx_jax.objective.decision import MARGIN
 from amx_jax.objective.objective import Reference
@@ -171,7 +171,7 @@ def test_the_slots_run_the_loop_by_hand_of_each_image(tiny, photos, images, targ
     brief = replace(config, steps=8)  # rounding differs, and in more steps it adds up
     outcomes = run(optimizer(tiny, brief), photos, targets)
     for name, (outcome, image, target) in enumerate(zip(outcomes, images, targets, strict=True)):
-        key, _ = image_keys(brief.seed, name)
+        key = image_keys(brief.seed, name)[0]
         last = by_hand(tiny, brief, image, target, key)[-1].after
         mask = np.asarray(harden(last.logits))
         assert (outcome.decision.target, outcome.steps, outcome.failure) == (target, 8, None)
@@ -258,7 +258,10 @@ def test_a_step_follows_the_gradient_of_the_weighted_sum(tiny, images, targets):
     image, target, key = images[1], int(targets[1]), KEYS[1]
     first, second = by_hand(tiny, config, image, target, key, steps=2)
     step_key = jax.random.fold_in(jax.random.split(key)[1], 0)
-    sampled = jax.jit(sample_background)(step_key, image, blur(image, 32 / 20), *LIMITS[1:])
+    kind_key, draw_key = jax.random.split(step_key)
+    kind = jax.random.randint(kind_key, (), 0, len(config.kinds))
+    scene = Scene(image, *LIMITS[1:], jnp.zeros((0, *image.shape)))
+    sampled = draw(config.kinds, kind, draw_key, scene)
     x_logits, x = tiny.apply(tiny.params, image)
 
     def seen(mask):

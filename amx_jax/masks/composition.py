@@ -7,9 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-BACKGROUND_KINDS = ("colour", "noise", "blur")
-WIDEST_BLUR = 64  # pixels
-
 
 def compose(image: Array, mask: Array, background: Array) -> Array:
     """E = m⊙x + (1 − m)⊙b.
@@ -72,69 +69,3 @@ def resize(grid: Array, shape: tuple[int, int]) -> Array:
     columns = bilinear_matrix(shape[1], grid.shape[1])
     # Full precision: a TPU would round the weights to bfloat16, and a kept region would miss 1.
     return jnp.einsum("ij,jk,lk->il", rows, grid, columns, precision="highest")
-
-
-def sample_background(key: Array, image: Array, blurred: Array, low: Array, high: Array) -> Array:
-    """One background of a kind drawn at random: a constant colour, noise or the blurred image.
-
-    Args:
-        key: a PRNG key.
-        image: x, ``(H, W, C)``; gives shape and type.
-        blurred: :func:`blur` of x, computed once.
-        low: the input space's smallest value (pixel 0).
-        high: its largest (pixel 255).
-
-    Returns:
-        ``(H, W, C)`` in the classifier's input space.
-    """
-    kind_key, value_key = jax.random.split(key)
-    kind = jax.random.randint(kind_key, (), 0, len(BACKGROUND_KINDS))
-    return jax.lax.switch(
-        kind,
-        [
-            lambda: constant_colour(value_key, image.shape, low, high).astype(image.dtype),
-            lambda: white_noise(value_key, image.shape, low, high).astype(image.dtype),
-            lambda: blurred.astype(image.dtype),
-        ],
-    )
-
-
-def constant_colour(key: Array, shape: tuple[int, ...], low: Array, high: Array) -> Array:
-    """One colour, uniform in the input range, over the whole ``(H, W, C)``."""
-    return jnp.broadcast_to(jax.random.uniform(key, shape[-1:], minval=low, maxval=high), shape)
-
-
-def white_noise(key: Array, shape: tuple[int, ...], low: Array, high: Array) -> Array:
-    """Independent uniform values over the input range, ``(H, W, C)``."""
-    return jax.random.uniform(key, shape, minval=low, maxval=high)
-
-
-def blur(image: Array, sigma: Array | float) -> Array:
-    """Gaussian blur of an image ``(H, W, C)`` with edges clamped, cut off at 4 sigma.
-
-    Args:
-        image: ``(H, W, C)``.
-        sigma: of the Gaussian, in pixels, from 0 (the image itself) to ``WIDEST_BLUR``; may be traced.
-
-    Returns:
-        ``(H, W, C)``.
-
-    Examples:
-        >>> blur(jnp.array([[[0.0], [0.0], [3.0]]]), 0.0)[0, :, 0].tolist()
-        [0.0, 0.0, 3.0]
-    """
-    height, width, _ = image.shape
-    rows, columns = _blur_matrix(height, sigma), _blur_matrix(width, sigma)
-    return jnp.einsum("ij,jkc,lk->ilc", rows, image, columns, precision="highest")
-
-
-def _blur_matrix(size: int, sigma: Array | float) -> Array:
-    """The blur of one axis as a matrix ``(size, size)``, edge values repeated beyond the border."""
-    offsets = jnp.arange(4 * WIDEST_BLUR + size + 1)
-    weights = jnp.exp(-0.5 * (offsets / jnp.maximum(sigma, 1e-9)) ** 2)
-    weights = jnp.where(offsets <= jnp.floor(4 * sigma + 0.5), weights, 0.0)
-    beyond = jnp.cumsum(weights[::-1])[::-1]  # of all offsets at least this large
-    index = jnp.arange(size)
-    matrix = weights[jnp.abs(index[:, None] - index)]
-    matrix = matrix.at[:, 0].add(beyond[index + 1]).at[:, -1].add(beyond[size - index])
-    return matrix / (2 * beyond[0] - weights[0])

@@ -54,15 +54,17 @@ def make_generator(config: Config, channels: int) -> Generator:
     return free_grid(config.grid, config.free_gain)
 
 
-def image_keys(seed: int, name: Array | int) -> tuple[Array, Array]:
-    """The two keys of an image, of its optimisation and of its certificate.
+def image_keys(seed: int, name: Array | int) -> tuple[Array, Array, Array]:
+    """The three keys of an image: of its optimisation, its certificate and its search's backgrounds.
 
     Args:
         seed: of the run.
         name: a uint32 that stands for the image, whatever its place in the run.
     """
-    optimization, certificate = jax.random.split(jax.random.fold_in(jax.random.key(seed), name))
-    return optimization, certificate
+    optimization, certificate, search = jax.random.split(
+        jax.random.fold_in(jax.random.key(seed), name), 3
+    )
+    return optimization, certificate, search
 
 
 class Optimizer:
@@ -72,18 +74,25 @@ class Optimizer:
         classifier: f.
         config: how to search.
         devices: that share the slots.
+        others: as of :func:`pure_functions`.
 
     Attributes:
         count: how many slots there are.
         free: those without an image, in the order in which they are best filled.
     """
 
-    def __init__(self, classifier: Classifier, config: Config, devices: Devices):
+    def __init__(
+        self,
+        classifier: Classifier,
+        config: Config,
+        devices: Devices,
+        others: Array | None = None,
+    ):
         self.classifier, self.config = classifier, config
         self.count = devices.slots(config.batch_size)
         self._devices = devices
         self._params = devices.replicate(classifier.params)
-        self._make(*pure_functions(classifier, config))
+        self._make(*pure_functions(classifier, config, others=others))
 
     def _make(self, enter: Callable, advance: Callable) -> None:
         devices, side = self._devices, self.classifier.preprocess.size
@@ -196,7 +205,7 @@ def shapes_of_one(classifier: Classifier, enter: Callable) -> tuple[one.Problem,
 
 
 def pure_functions(
-    classifier: Classifier, config: Config, burst: int = BURST
+    classifier: Classifier, config: Config, burst: int = BURST, others: Array | None = None
 ) -> tuple[Callable, Callable]:
     """What happens to one image, as pure functions.
 
@@ -204,6 +213,7 @@ def pure_functions(
         classifier: f.
         config: how to search.
         burst: steps that ``advance`` takes, at most.
+        others: other photos for backgrounds that show them, normalised ``(n, H, W, C)``.
 
     Returns:
         ``enter(params, pixels, target, rival, name) -> (problem, state)``, where a target of −1 stands
@@ -213,6 +223,7 @@ def pure_functions(
     preprocess = classifier.preprocess
     generator = make_generator(config, preprocess.channels)
     limits = preprocess.limits(config.background)
+    photos = jnp.zeros((0, *preprocess.shape)) if others is None else jnp.asarray(others)
 
     def cast(leaf: Array) -> Array:
         return leaf.astype(config.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -244,7 +255,9 @@ def pure_functions(
             return logits.astype(jnp.float32), activations
 
         def step(problem: one.Problem, state: one.State) -> one.State:
-            return one.step(config, generator, classify, limits, problem, state, classifier.head)
+            return one.step(
+                config, generator, classify, limits, problem, state, classifier.head, photos
+            )
 
         def more(carry: tuple[Array, one.State]) -> Array:
             return (carry[0] < burst) & ~one.finished(config, carry[1])

@@ -3,6 +3,7 @@
 Pure and free of batches: :mod:`amx_jax.lift` makes batches of it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import optax
 from jax import Array
 
 from amx_jax.config import Config
-from amx_jax.masks.composition import blur, sample_background
+from amx_jax.masks.backgrounds import Scene, draw
 from amx_jax.masks.generators import Generator, Params
 from amx_jax.masks.hardening import (
     budget_threshold,
@@ -24,7 +25,6 @@ from amx_jax.objective.decision import MARGIN, Head, margin
 from amx_jax.objective.objective import Reference, evaluate_terms, weighted_sum
 
 Classify = Callable[[Array], tuple[Array, dict[str, Array]]]
-BLUR_SIGMA = 1 / 20  # of the input's side
 START = 0.75  # the first budget: nearly every photo can spare a quarter, and the others get it back
 
 
@@ -34,13 +34,11 @@ class Problem(NamedTuple):
     Attributes:
         reference: what the explanation is measured against.
         seen: the generator's view of the image.
-        blurred: the blurred image, a background; empty where no term needs it.
         key: data of the PRNG key of the random backgrounds, uint32.
     """
 
     reference: Reference
     seen: Array
-    blurred: Array
     key: Array
 
 
@@ -92,11 +90,7 @@ def pose(config: Config, generator: Generator, reference: Reference, key: Array)
         reference: of the image.
         key: of its random backgrounds.
     """
-    image = reference.image
-    blurred = jnp.zeros(())
-    if config.objective.robustness:
-        blurred = blur(image, BLUR_SIGMA * image.shape[0])
-    return Problem(reference, generator.see(image), blurred, jax.random.key_data(key))
+    return Problem(reference, generator.see(reference.image), jax.random.key_data(key))
 
 
 def init(config: Config, generator: Generator, key: Array) -> State:
@@ -136,8 +130,11 @@ def step(
     problem: Problem,
     state: State,
     head: Head = "softmax",
+    others: Array | None = None,
 ) -> State:
     """Advance one image by one step.
+
+    The random background of the robustness term is of one of ``config.kinds``.
 
     Args:
         config: static.
@@ -147,6 +144,7 @@ def step(
         problem: of the image.
         state: before the step.
         head: static; how logits become probabilities.
+        others: other photos for backgrounds that show them, ``(n, H, W, C)``.
 
     Returns:
         The state after the step; where a value was not finite, the state before it but for ``number``,
@@ -158,7 +156,10 @@ def step(
     sampled = background
     if config.objective.robustness:
         key = jax.random.fold_in(jax.random.wrap_key_data(problem.key), state.number)
-        sampled = sample_background(key, image, problem.blurred, low, high)
+        kind_key, key = jax.random.split(key)
+        kind = jax.random.randint(kind_key, (), 0, len(config.kinds))
+        photos = jnp.zeros((0, *image.shape)) if others is None else others
+        sampled = draw(config.kinds, kind, key, Scene(image, low, high, photos))
 
     def objective(params: Params) -> tuple[Array, tuple]:
         logits = generator.apply(params, problem.seen)
@@ -174,10 +175,15 @@ def step(
     gradient, (values, scores, logits) = jax.grad(objective, has_aux=True)(state.params)
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer, state.params)
     sufficient = margin(scores, reference.decision) > MARGIN
+    plain, grow = config.notion == "plain", config.grow
+    if not plain:  # also on this step's random background; a share delta may fail where it settles
+        sufficient &= values["robustness"] < math.log(2)
+        grow = config.shrink ** (1 - 1 / config.delta)
     area = jnp.mean(hard_mask(logits, shape), dtype=jnp.float32)
-    better = sufficient & (area < state.area)
+    # One lucky background says little: the last mask that held, not the smallest.
+    better = sufficient & ((area < state.area) if plain else True)
     progressed = better & (area <= (1 - config.progress) * state.mark)
-    factor = jnp.where(sufficient, config.shrink, config.grow)
+    factor = jnp.where(sufficient, config.shrink, grow)
     least = 1.0 / config.grid**2
     number = state.number + 1
 

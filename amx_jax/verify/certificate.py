@@ -6,8 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from amx_jax.objective.decision import MARGIN
+from amx_jax.verify.bounds import clopper_pearson_lower
+from amx_jax.verify.notion import Notion
 from amx_jax.verify.pool import Search
 from amx_jax.verify.prune import cell_map, components
+
+Kept = dict[str, tuple[int, int]]  # by kind of background: on how many of how many
+# (mask, least probability) -> on how many unseen backgrounds it keeps the decision
+Retention = Callable[[np.ndarray, float], Kept]
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,15 @@ class Certificate:
         area: kept share of the pixels.
         sufficient: the explanation alone has the target as its top class.
         necessary: the complement alone does not.
-        minimal: sufficient, and no kept cell can be removed alone without losing the target.
+        holds: what the notion asks: of *plain* on the stated colour, of *worst* on each of the search's
+            backgrounds, of *robust* that ``bound`` is at least 1 − δ.
+        minimal: on the stated colour, or on the search's backgrounds where the notion is not plain, the
+            notion holds, and no kept cell can be removed alone without losing that.
         components: number of 4-connected regions.
-        robustness: ``{kind: (kept, trials)}``, unseen backgrounds that keep the target.
+        robustness: ``{kind: (kept, trials)}``, unseen backgrounds on which the goal is met.
+        bound: what the share of such backgrounds exceeds, kinds being equally likely, with the
+            confidence ``certainty``.
+        certainty: less than asked where earlier masks of the photo were tested and failed.
     """
 
     probability_image: float
@@ -32,39 +44,76 @@ class Certificate:
     area: float
     sufficient: bool
     necessary: bool
+    holds: bool
     minimal: bool
     components: int
-    robustness: dict[str, tuple[int, int]]
+    robustness: Kept
+    bound: float
+    certainty: float
+
+
+def pooled_bound(robustness: Kept, certainty: float) -> float:
+    """The exact lower bound of the share of kept backgrounds over all kinds, equally likely.
+
+    As many trials of each kind vary less than as many of a random kind, so the binomial bound holds
+    (Hoeffding 1956).
+
+    Examples:
+        >>> round(pooled_bound({"noise": (50, 50), "blur": (48, 50)}, 0.95), 3)
+        0.938
+    """
+    kept, trials = (sum(column) for column in zip(*robustness.values(), strict=True))
+    return clopper_pearson_lower(kept, trials, certainty)
 
 
 def certify(
-    mask: np.ndarray, cell: int, robustness: Callable[[np.ndarray], dict[str, tuple[int, int]]]
+    mask: np.ndarray,
+    cell: int,
+    notion: Notion,
+    robustness: Kept,
+    certainty: float,
+    share: float | None = None,
 ) -> Search[Certificate]:
     """Certify a mask from nothing but the mask.
 
     Args:
         mask: bool ``(H, W)``.
         cell: side of the squares of the minimality test, in pixels.
-        robustness: of a mask, ``{kind: (kept, trials)}``.
+        notion: when a mask holds.
+        robustness: of this mask on unseen backgrounds.
+        certainty: confidence of the bound.
+        share: what the bound must reach for the mask to hold; None where the notion itself decides.
 
     Yields:
-        The masks to be judged, as :func:`amx_jax.verify.prune.prune` does.
+        Candidates, as :meth:`Notion.test` does.
 
     Returns:
         The certificate.
     """
     cells = cell_map(mask.shape, cell)
     without_one = [mask & (cells != number) for number in np.unique(cells[mask])]
-    margins, probabilities = yield [np.ones_like(mask), mask, ~mask, *without_one]
-    sufficient = bool(margins[1] > MARGIN)
+    if notion.plain and notion.goal == "sufficient":  # one round of questions is enough
+        judged = yield [np.ones_like(mask), mask, ~mask, *without_one]
+        margins, probabilities = judged.margins[:3], judged.probabilities[:3]
+        scores = np.delete(notion.scores(judged), [0, 2])
+    else:
+        margins, probabilities = yield [np.ones_like(mask), mask, ~mask]
+        scores = yield from notion.test([mask])
+        if scores[0] > MARGIN:
+            scores = np.append(scores, (yield from notion.test(without_one)))
+    bound = pooled_bound(robustness, certainty)
+    found = scores > MARGIN
     return Certificate(
         probability_image=float(probabilities[0]),
         probability_explanation=float(probabilities[1]),
         probability_complement=float(probabilities[2]),
         area=float(mask.mean()),
-        sufficient=sufficient,
+        sufficient=bool(margins[1] > MARGIN),
         necessary=bool(margins[2] < -MARGIN),  # clearly another class, not a tie
-        minimal=sufficient and not (margins[3:] > MARGIN).any(),
+        holds=bool(found[0]) if share is None else bound >= share,
+        minimal=bool(found[0]) and not found[1:].any(),
         components=components(mask),
-        robustness=robustness(mask),
+        robustness=robustness,
+        bound=bound,
+        certainty=certainty,
     )

@@ -14,12 +14,10 @@ from jax import Array
 
 from amx_jax.classifiers.classifier import Classifier
 from amx_jax.lift import Devices
-from amx_jax.masks.composition import BACKGROUND_KINDS, blur, compose, constant_colour, white_noise
+from amx_jax.masks.backgrounds import Scene, draw
+from amx_jax.masks.composition import compose
 from amx_jax.objective.decision import MARGIN, Decision, margin, probability
 from amx_jax.verify.pool import Judged
-
-# Blurred backgrounds of the certificate: sigma from 1/50 to 1/8 of the input's side.
-MILDEST, STRONGEST = 1 / 50, 1 / 8
 
 
 class Evaluator:
@@ -30,6 +28,9 @@ class Evaluator:
         background: red, green and blue of the removed pixels, 0 … 255.
         batch_size: masks in one forward pass, rounded up to what the devices share evenly.
         devices: that share them.
+        kinds: of random backgrounds.
+        others: other photos for backgrounds that show them, uint8 ``(n, H, W, C)``: those in even
+            places appear in the search, the others in the certificate.
     """
 
     def __init__(
@@ -38,11 +39,19 @@ class Evaluator:
         background: tuple[int, int, int],
         batch_size: int,
         devices: Devices,
+        kinds: Sequence[str] = ("colour", "noise", "blur"),
+        others: np.ndarray | None = None,
     ):
         self.batch_size = devices.slots(batch_size)
+        self.kinds = tuple(kinds)
         self._params = devices.replicate(classifier.params)
         normalize = classifier.preprocess.normalize
         colour, low, high = classifier.preprocess.limits(background)
+        if others is None:
+            others = np.zeros((0, *classifier.preprocess.shape), np.uint8)
+        of_search, of_certificate = (
+            jnp.asarray(normalize(some.astype(np.float32))) for some in (others[::2], others[1::2])
+        )
 
         def classify(params: Any, image: Array, mask: Array, behind: Array, decision: Decision):
             # An accelerator's default would round to bfloat16 or TF32.
@@ -60,24 +69,36 @@ class Evaluator:
 
             return jax.lax.cond(used, judge, lambda: (jnp.zeros(()), jnp.zeros(())))
 
-        def on_background(
-            kind: str, params, pixels: Array, decision: Decision, mask: Array, key: Array
+        def on_drawn(
+            others: Array,
+            params,
+            pixels: Array,
+            decision: Decision,
+            mask: Array,
+            kind: Array,
+            key: Array,
         ):
             image = normalize(pixels.astype(jnp.float32))
-            key = jax.random.wrap_key_data(key)
-            if kind == "colour":
-                behind = constant_colour(key, image.shape, low, high)
-            elif kind == "noise":
-                behind = white_noise(key, image.shape, low, high)
-            else:
-                sigma = image.shape[0] * jax.random.uniform(key, (), minval=MILDEST, maxval=STRONGEST)
-                behind = blur(image, sigma)
-            return classify(params, image, mask, behind, decision)[0] > MARGIN
+            scene = Scene(image, low, high, others)
+            behind = draw(self.kinds, kind, jax.random.wrap_key_data(key), scene)
+            return classify(params, image, mask, behind, decision)
+
+        def in_search(
+            params, pixels: Array, decision: Decision, mask: Array, kind: Array, key: Array, used: Array
+        ):
+            """On a random background, or on the stated colour where ``kind`` is below 0."""
+
+            def stated() -> tuple[Array, Array]:
+                return plain(params, pixels, decision, mask, used)
+
+            def drawn() -> tuple[Array, Array]:
+                return on_drawn(of_search, params, pixels, decision, mask, kind, key)
+
+            return jax.lax.cond(used & (kind >= 0), drawn, stated)
 
         self._plain = devices.lift(plain)
-        self._on_background = {
-            kind: devices.lift(partial(on_background, kind), shared=4) for kind in BACKGROUND_KINDS
-        }
+        self._in_search = devices.lift(in_search)
+        self._on_background = devices.lift(partial(on_drawn, of_certificate), shared=4)
 
     def judge(
         self,
@@ -92,27 +113,49 @@ class Evaluator:
             decisions: for each mask what must hold; a number t stands for *t is the top class*.
             masks: bool ``(H, W)`` each, at most ``batch_size`` of them.
         """
+        return self._fill(self._plain, pixels, decisions, masks)
+
+    def judge_views(
+        self,
+        pixels: Sequence[np.ndarray],
+        decisions: Sequence[Decision | int],
+        masks: Sequence[np.ndarray],
+        kinds: Sequence[int],
+        keys: Sequence[np.ndarray],
+    ) -> Judged:
+        """The same, each mask on a random background of the search.
+
+        Args:
+            pixels: as above.
+            decisions: as above.
+            masks: as above.
+            kinds: for each mask the index of its background's kind; −1 for the stated colour.
+            keys: for each the data of its background's PRNG key, uint32.
+        """
+        more = np.asarray(kinds, np.int32), np.asarray(keys, np.uint32)
+        return self._fill(self._in_search, pixels, decisions, masks, *more)
+
+    def _fill(self, program, pixels, decisions, masks, *more) -> Judged:
+        """Run a program on a batch that the masks need not fill."""
         count = len(masks)
         if not count:
             return Judged(np.zeros(0, np.float32), np.zeros(0, np.float32))
         index = [*range(count), *[0] * (self.batch_size - count)]
-        found = self._plain(
+        found = program(
             self._params,
             np.stack([pixels[i] for i in index]),
             _stacked([decisions[i] for i in index]),
             np.stack([masks[i] for i in index]),
+            *(values[index] for values in more),
             np.arange(self.batch_size) < count,
         )
         margins, probabilities = (np.asarray(values)[:count] for values in found)
         return Judged(margins, probabilities)
 
-    def robustness(
+    def unseen(
         self, pixels: np.ndarray, decision: Decision | int, mask: np.ndarray, key: Array, trials: int
-    ) -> dict[str, tuple[int, int]]:
-        """On how many random backgrounds of each kind the decision holds.
-
-        Colours are uniform over the input range, noise is independent in every pixel and channel,
-        blurs are of the photo itself with sigma uniform from 1/50 to 1/8 of its side.
+    ) -> dict[str, Judged]:
+        """What the classifier says of a mask on random backgrounds that no search has seen.
 
         Args:
             pixels: uint8 ``(H, W, C)``.
@@ -122,20 +165,36 @@ class Evaluator:
             trials: backgrounds of each kind.
 
         Returns:
-            ``{kind: (kept, trials)}``.
+            ``{kind: margins and probabilities (trials,)}``.
         """
-        rounds = -(-trials // self.batch_size)
-        result = {}
+        total = len(self.kinds) * trials
+        kinds = np.arange(total, dtype=np.int32) // trials
+        keys = np.asarray(jax.random.key_data(_split(key, len(self.kinds), trials)))
+        padded = np.arange(-(-total // self.batch_size) * self.batch_size) % total
         asked = Decision(*(values[0] for values in _stacked([decision])))
-        for kind, evaluate in self._on_background.items():
-            key, kind_key = jax.random.split(key)
-            keys = np.asarray(jax.random.key_data(jax.random.split(kind_key, rounds * self.batch_size)))
-            kept = [
-                evaluate(self._params, pixels, asked, mask, some)
-                for some in keys.reshape(rounds, self.batch_size, -1)
-            ]
-            result[kind] = (int(np.concatenate(kept)[:trials].sum()), trials)
-        return result
+        found = []
+        for index in padded.reshape(-1, self.batch_size):
+            found.append(
+                self._on_background(self._params, pixels, asked, mask, kinds[index], keys[index])
+            )
+        margins, probabilities = (np.concatenate(some)[:total] for some in zip(*found, strict=True))
+        parts = margins.reshape(-1, trials), probabilities.reshape(-1, trials)
+        return {
+            kind: Judged(*one) for kind, one in zip(self.kinds, zip(*parts, strict=True), strict=True)
+        }
+
+    def robustness(
+        self, pixels: np.ndarray, decision: Decision | int, mask: np.ndarray, key: Array, trials: int
+    ) -> dict[str, tuple[int, int]]:
+        """On how many backgrounds of :meth:`unseen` the decision holds, ``{kind: (kept, trials)}``."""
+        found = self.unseen(pixels, decision, mask, key, trials)
+        return {kind: (int((some.margins > MARGIN).sum()), trials) for kind, some in found.items()}
+
+
+def _split(key: Array, kinds: int, trials: int) -> Array:
+    """Keys ``(kinds · trials,)``: more trials, or more kinds, change none of the others."""
+    each = (jax.random.split(jax.random.fold_in(key, kind), trials) for kind in range(kinds))
+    return jnp.concatenate(list(each))
 
 
 def _stacked(decisions: Sequence[Decision | int]) -> Decision:

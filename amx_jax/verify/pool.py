@@ -25,15 +25,15 @@ class Judged(NamedTuple):
 
 
 T = TypeVar("T")
-Search = Generator[list[np.ndarray], Judged, T]
+Search = Generator[list[Any], Judged, T]
 # (owner of each candidate, candidates) -> what the classifier says of them
-Judge = Callable[[Sequence[Any], Sequence[np.ndarray]], Judged]
+Judge = Callable[[Sequence[Any], Sequence[Any]], Judged]
 
 
 @dataclass
 class _Active:
     search: Search
-    candidates: list[np.ndarray]
+    candidates: list[Any]
     margins: list[float] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ class Pool:
             Owner and outcome of each search that ended.
         """
         owners: list[Hashable] = []
-        masks: list[np.ndarray] = []
+        masks: list[Any] = []
         for owner, active in self._active.items():
             some = active.candidates[len(active.margins) :][: self._batch_size - len(masks)]
             owners += [owner] * len(some)

@@ -1,15 +1,18 @@
-"""Pruning: remove cells from a sufficient mask until no single one can go.
+"""Pruning: remove cells from a mask that holds until no single one can go.
 
 The search is a coroutine for one image (:mod:`amx_jax.verify.pool`): it yields candidate masks and
-receives each one's margin, and knows nothing of classifiers or batches.
+receives each one's score, and knows nothing of classifiers or batches.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from amx_jax.config import Config
 from amx_jax.objective.decision import MARGIN
+from amx_jax.verify.notion import Notion
 from amx_jax.verify.pool import Search
 
 # Candidates of one image tested against the same mask before the next is chosen. More would fill
@@ -20,6 +23,8 @@ WAVE = 2
 SCALES = (4, 2, 1)
 
 WIDER = 1.25  # the factor of the area from one candidate of `widen` to the next
+FINER = 1.1  # likewise of `smallest_prefix`
+LEAST = 0.005  # its first area
 
 
 class Pruned(NamedTuple):
@@ -28,12 +33,14 @@ class Pruned(NamedTuple):
     Attributes:
         mask: the pruned mask, ``(H, W)`` bool.
         calls: classifier forward passes spent on it.
-        minimal: no cell of the mask can be removed alone without losing sufficiency.
+        minimal: no cell of the mask can be removed alone and the notion still holds.
+        visited: masks on the way that held, from large to small; the last is ``mask``.
     """
 
     mask: np.ndarray
     calls: int
     minimal: bool
+    visited: list[np.ndarray]
 
 
 def cell_map(shape: tuple[int, int], cell: int) -> np.ndarray:
@@ -57,20 +64,57 @@ def components(mask: np.ndarray) -> int:
     return int(ndimage.label(mask)[1])
 
 
-def widen(mask: np.ndarray, ranking: np.ndarray) -> Search[tuple[np.ndarray, bool]]:
-    """The mask if it is sufficient, else the first that is of ever larger ones.
+def smallest_prefix(
+    rankings: Sequence[np.ndarray], notion: Notion, least: float = LEAST
+) -> Search[tuple[int, np.ndarray, bool]]:
+    """The smallest top share of any of some rankings that holds.
+
+    Shares rise by a tenth from one to the next, and the first at which one holds is taken: a larger one
+    need not hold, so bisection could miss it.
+
+    Args:
+        rankings: ``(H, W)`` each, larger is more important.
+        notion: when a mask holds.
+        least: the first share, above 0.
+
+    Yields:
+        Candidates, as :meth:`Notion.test` does.
+
+    Returns:
+        Which ranking, its mask ``(H, W)`` bool, and whether it holds; the whole image comes last.
+    """
+    orders = [np.argsort(-ranking, axis=None, kind="stable") for ranking in rankings]
+    size, share = rankings[0].size, least
+    while True:
+        share = min(share, 1.0)
+        masks = [np.zeros(size, bool) for _ in orders]
+        for mask, order in zip(masks, orders, strict=True):
+            mask[order[: round(share * size)]] = True
+        shaped = [mask.reshape(rankings[0].shape) for mask in masks]
+        scores = yield from notion.test(shaped[:1] if share == 1 else shaped)
+        best = int(np.argmax(scores))
+        if scores[best] > MARGIN or share == 1:
+            return best, shaped[best], bool(scores[best] > MARGIN)
+        share *= FINER
+
+
+def widen(
+    mask: np.ndarray, ranking: np.ndarray, notion: Notion | None = None
+) -> Search[tuple[np.ndarray, bool]]:
+    """The mask if it holds, else the first that does of ever larger ones.
 
     A mask found in lower precision may lie just on the wrong side of the decision.
 
     Args:
         mask: ``(H, W)`` bool.
         ranking: ``(H, W)``, larger is more important; what is added comes in its order.
+        notion: when a mask holds; by default where it is sufficient on the stated colour.
 
     Yields:
-        Candidate masks, as :func:`prune` does.
+        Candidates, as :meth:`Notion.test` does.
 
     Returns:
-        The mask, and whether it is sufficient; the whole image is the last that is tried.
+        The mask, and whether it holds; the whole image is the last that is tried.
 
     Examples:
         >>> from amx_jax.verify.pool import Judged, Pool
@@ -83,7 +127,8 @@ def widen(mask: np.ndarray, ranking: np.ndarray) -> Search[tuple[np.ndarray, boo
         >>> int(widened.sum()), sufficient
         (9, True)
     """
-    if (yield [mask]).margins[0] > MARGIN:
+    notion = notion or Notion(Config())
+    if (yield from notion.test([mask]))[0] > MARGIN:
         return mask, True
     order = np.argsort(-np.where(mask, np.inf, ranking).ravel(), kind="stable")
     larger, count = [], max(int(mask.sum()), 1)
@@ -93,27 +138,50 @@ def widen(mask: np.ndarray, ranking: np.ndarray) -> Search[tuple[np.ndarray, boo
         flat[order[:count]] = True
         larger.append(flat.reshape(mask.shape))
     for wider in larger:  # one by one: the first is nearly always enough
-        if (yield [wider]).margins[0] > MARGIN:
+        if (yield from notion.test([wider]))[0] > MARGIN:
             return wider, True
     return mask, False
 
 
-def prune(mask: np.ndarray, ranking: np.ndarray, cell: int) -> Search[Pruned]:
-    """Search for a 1-minimal sufficient mask inside a sufficient one.
+def step_back(
+    visited: Sequence[np.ndarray], ranking: np.ndarray, notion: Notion
+) -> Search[tuple[np.ndarray, bool]]:
+    """A mask that holds among those that pruning visited, tried from the last; else a wider one.
+
+    Args:
+        visited: as :class:`Pruned` has them.
+        ranking: ``(H, W)``, as for :func:`widen`.
+        notion: when a mask holds.
+
+    Returns:
+        The mask, and whether it holds.
+    """
+    back = 1
+    while back <= len(visited):
+        if (yield from notion.test([visited[-back]]))[0] > MARGIN:
+            return visited[-back], True
+        back *= 2
+    return (yield from widen(visited[0], ranking, notion))
+
+
+def prune(
+    mask: np.ndarray, ranking: np.ndarray, cell: int, notion: Notion | None = None
+) -> Search[Pruned]:
+    """Search for a 1-minimal mask inside one that holds.
 
     From coarse to fine: whole connected components (crumbs go first), the smallest sufficient
     prefix of the ranking, then squares of 4, 2 and 1 cells. At each scale every square is tried
-    alone; those that can go are removed together, as many as keep the label, safest first. This
+    alone; those that can go are removed together, as many as the notion bears, safest first. This
     repeats until every remaining square has been tried against the final mask and none can go.
 
     Args:
-        mask: ``(H, W)`` bool, sufficient.
+        mask: ``(H, W)`` bool, one that holds.
         ranking: ``(H, W)``, larger is more important; the order of the prefix search.
         cell: side of the removed squares, in pixels.
+        notion: when a mask holds; by default where it is sufficient on the stated colour.
 
     Yields:
-        Candidate masks, and expects what the classifier says of them: sufficient is a margin above
-        ``MARGIN``.
+        Candidates, as :meth:`Notion.test` does.
 
     Returns:
         The pruned mask.
@@ -131,79 +199,87 @@ def prune(mask: np.ndarray, ranking: np.ndarray, cell: int) -> Search[Pruned]:
 
     Reference: deletion to 1-minimality as in Zeller and Hildebrandt (2002), delta debugging.
     """
-    calls = 0
-
-    def test(candidates: list[np.ndarray]):
-        nonlocal calls
-        calls += len(candidates)
-        return (yield candidates).margins
-
-    mask = yield from _keep_largest_components(mask, test)
-    mask = yield from _keep_prefix(mask, ranking, cell_map(mask.shape, cell), test)
+    notion = notion or Notion(Config())
+    before, visited = notion.views, [mask]
+    steps = [
+        lambda mask: _keep_largest_components(mask, notion),
+        lambda mask: _keep_prefix(mask, ranking, cell_map(mask.shape, cell), notion),
+    ]
+    for step in steps:
+        mask = yield from step(mask)
+        visited.append(mask)
     for scale in SCALES:
-        mask = yield from _remove_squares(mask, cell_map(mask.shape, cell * scale), test)
-    return Pruned(mask, calls, minimal=True)
+        mask = yield from _remove_squares(mask, cell_map(mask.shape, cell * scale), notion, visited)
+    return Pruned(mask, notion.views - before, minimal=True, visited=visited)
 
 
-def _keep_largest_components(mask, test):
+def _keep_largest_components(mask, notion):
     labels, count = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())[1:]
     largest = np.argsort(-sizes, kind="stable") + 1
     candidates = [np.isin(labels, largest[:n]) for n in (1, 2, 4) if n < count]
     if candidates:
-        passed = (yield from test(candidates)) > MARGIN
+        passed = (yield from notion.test(candidates)) > MARGIN
         if passed.any():
             return candidates[int(np.argmax(passed))]
     return mask
 
 
-def _keep_prefix(mask, ranking, cells, test):
-    """The smallest sufficient of three prefixes of the cells, ordered by their mean ranking."""
+def _keep_prefix(mask, ranking, cells, notion):
+    """The smallest that holds of three prefixes of the cells, ordered by their mean ranking."""
     present = np.unique(cells[mask])
     means = ndimage.mean(np.where(mask, ranking, 0), cells, present)
     order = present[np.argsort(-means, kind="stable")]
     sizes = [size for size in (len(order) * k // 4 for k in (1, 2, 3)) if size]
     candidates = [mask & np.isin(cells, order[:size]) for size in sizes]
     if candidates:
-        passed = (yield from test(candidates)) > MARGIN
+        passed = (yield from notion.test(candidates)) > MARGIN
         if passed.any():
             return candidates[int(np.argmax(passed))]
     return mask
 
 
-def _remove_squares(mask, cells, test):
+def _remove_squares(mask, cells, notion, visited):
     """Remove squares, several at a time, until each has been tried alone and none can go."""
-    margin_without: dict[int, float] = {}
+    score_without: dict[int, float] = {}
     untried = np.unique(cells[mask]).tolist()
-    wave = len(untried)  # the first time all of them, to learn their margins
+    wave = len(untried)  # the first time all of them, to learn their scores
     while untried:
         batch, untried = untried[:wave], untried[wave:]
-        margins = yield from test([mask & (cells != number) for number in batch])
-        margin_without.update(zip(batch, margins.tolist(), strict=True))
-        free = [number for number in batch if margin_without[number] > MARGIN]
-        if free:
-            free.sort(key=lambda number: -margin_without[number])
-            mask = yield from _remove_jointly(mask, cells, free, test)
-            untried = sorted(
-                np.unique(cells[mask]).tolist(), key=lambda number: -margin_without[number]
-            )
-            wave = WAVE
+        scores = yield from notion.screen([mask & (cells != number) for number in batch])
+        score_without.update(zip(batch, scores.tolist(), strict=True))
+        free = [number for number in batch if score_without[number] > MARGIN]
+        free.sort(key=lambda number: -score_without[number])
+        while free:
+            smaller = yield from _remove_jointly(mask, cells, free, notion)
+            if smaller is not mask:
+                mask = smaller
+                visited.append(mask)
+                untried = sorted(
+                    np.unique(cells[mask]).tolist(), key=lambda number: -score_without[number]
+                )
+                wave = WAVE
+                break
+            score_without[free.pop(0)] = -np.inf  # passed the screen, and not the test
     return mask
 
 
-def _remove_jointly(mask, cells, free, test):
-    """Remove the longest tested prefix of ``free`` that leaves the mask sufficient (at least one)."""
-    done = 1  # the safest alone is known to be free
+def _remove_jointly(mask, cells, free, notion):
+    """Remove the longest tested prefix of ``free`` that leaves a mask that holds.
+
+    At least one where the screen was exact; else the mask itself comes back where the first cannot go.
+    """
+    done = 1 if notion.exact else 0  # the safest alone is known to be free
     bound = len(free)
     while bound > done:
         sizes = np.unique(np.linspace(done, bound, 4).round().astype(int)[1:])
         sizes = sizes[sizes > done]
-        margins = yield from test([mask & ~np.isin(cells, free[:size]) for size in sizes])
-        passed = np.flatnonzero(margins > MARGIN)
+        scores = yield from notion.test([mask & ~np.isin(cells, free[:size]) for size in sizes])
+        passed = np.flatnonzero(scores > MARGIN)
         if not len(passed):
             bound = sizes[0] - 1
             continue
         best = passed[-1]
         done = sizes[best]
         bound = sizes[best + 1] - 1 if best + 1 < len(sizes) else done
-    return mask & ~np.isin(cells, free[:done])
+    return mask & ~np.isin(cells, free[:done]) if done else mask
