@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
@@ -33,13 +33,21 @@ from tyro.conf import (
 
 from amx_jax.config import PRESETS, Config, preset
 from amx_jax.data.photos import bundled_photos, find_photos, read_photo, unique_stems
-from amx_jax.data.results import check_output, plain, write_explanation, write_index
+from amx_jax.data.results import (
+    check_output,
+    plain,
+    write_evaluation,
+    write_explanation,
+    write_index,
+)
 from amx_jax.errors import AmxError, ConfigError, ImageError, OutputError, one_line
 from amx_jax.report.pictures import explanation_pictures
 from amx_jax.report.terminal import (
     LEGEND,
+    METHODS_LEGEND,
     classifiers_table,
     explanations_table,
+    methods_table,
     ranking,
     summary,
 )
@@ -56,6 +64,8 @@ examples:
   amx explain                  explain a few bundled photos
   amx explain cat.jpg photos/  explain a photo and a folder of photos
   amx explain dog.jpg --target beagle --output out --steps 300
+  amx explain cat.jpg --notion robust      a mask that holds on any background
+  amx evaluate photos/ --methods amx gradcam rise
   amx explain --help           all options
   amx --version
 
@@ -125,6 +135,8 @@ class Explain(Source):
             with explanation.json and its pictures. A second run replaces results of the same name.
         target: class to explain, by name or index.
         rather_than: ask why the target rather than this class, by name or index.
+        others: photos of other things, for backgrounds that show them; every other one is kept for
+            the certificate.
         preset: the configuration that the options below change.
         quiet: no progress and no table; only what went wrong, on stderr.
         config: see above.
@@ -139,6 +151,10 @@ class Explain(Source):
         DisallowNone[str | None],
         arg(metavar="CLASS", help_behavior_hint="(default: than all others)"),
     ] = None
+    others: Annotated[
+        tuple[str, ...],
+        arg(metavar="PHOTO|FOLDER ...", help_behavior_hint="(default: the bundled photos)"),
+    ] = ()
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
     quiet: FlagCreatePairsOff[bool] = False
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
@@ -157,7 +173,9 @@ class Explain(Source):
             raise ConfigError(
                 f"rather-than: found {self.rather_than}, expected another than the target"
             )
-        explainer = Explainer(classifier, self.config)
+        explainer = Explainer(
+            classifier, self.config, others=other_photos(self.config, self.others, classifier)
+        )
         check_output(self.output)
         run = Run(self, explainer, photos, unique_stems(photos))
         status = run.explain() or outcome(len(run.records), total)
@@ -176,6 +194,116 @@ class Explain(Source):
             console.print(f"\n{LEGEND}\n", style="dim")
             console.out(summary(run.records, total, one_line(self.output)), highlight=False)
         return status
+
+
+@dataclass(frozen=True)
+class Evaluate(Source):
+    """Compare methods on a data set: the masks they need, and what those are worth.
+
+    The data set is a folder of photos, or one with images/ and, for localisation, annotations.json and
+    masks/.
+
+    Attributes:
+        output: folder of evaluation.json and evaluation.csv, made if missing.
+        methods: amx, gradcam, ig, occlusion, rise, extremal, random, centre; all but amx give the
+            smallest top share of their ranking that holds; NAME+prune prunes it.
+        first: how many of the photos, the first by name; 0 for all.
+        others: as of explain.
+        config: see above.
+    """
+
+    output: Annotated[str, arg(metavar="DIR")] = "amx-evaluation"
+    methods: Annotated[tuple[str, ...], arg(metavar="METHOD ...")] = (
+        "amx",
+        "gradcam",
+        "occlusion",
+        "rise",
+    )
+    first: int = 0
+    others: Annotated[
+        tuple[str, ...],
+        arg(metavar="PHOTO|FOLDER ...", help_behavior_hint="(default: the bundled photos)"),
+    ] = ()
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> int:
+        """Explain the photos by each method; returns the exit status."""
+        from amx_jax.data.annotated import find_annotations, photo_folder
+
+        places: dict[Path, Any] = {}
+        folders = []
+        for given in self.photos:
+            annotated = Path(given).is_dir()
+            folders.append(str(photo_folder(Path(given))) if annotated else given)
+            if annotated:
+                places |= find_annotations(Path(given))
+        photos, total = replace(self, photos=tuple(folders)).find()
+        if self.first:
+            photos, total = photos[: self.first], min(total, self.first)
+        if not photos:
+            return NOTHING
+        from amx_jax.evaluate.compare import compare, configured
+        from amx_jax.evaluate.summary import summarise
+        from amx_jax.explainer import Unexplained
+
+        for method in self.methods:
+            configured(self.config, method)
+        classifier = self.load(min(len(photos), self.config.batch_size))
+        others = other_photos(self.config, self.others, classifier)
+        check_output(self.output)
+        images: list[Any] = []
+        names: list[str] = []
+        regions: list[Any] = []
+        for path in photos:
+            try:
+                photo = read_photo(path, at_least=classifier.preprocess.resize)
+            except ImageError as error:
+                complain(error)
+                continue
+            images.append(classifier.preprocess.crop(photo))  # small: all are in memory at once
+            names.append(str(path))
+            place = places.get(path)
+            regions.append(
+                lambda target, place=place: place and place.region(target, classifier.preprocess)
+            )
+        records: list[dict[str, Any]] = []
+        console, failed = Console(stderr=True), 0
+        with console.status("", spinner="line") as status:
+            for found in compare(classifier, images, names, regions, self.methods, self.config, others):
+                if isinstance(found, Unexplained):
+                    complain(found.reason)
+                    failed += 1
+                    continue
+                records.append(found[0])
+                status.update(
+                    f"{found[0]['method']}: {len(records)} of {len(names) * len(self.methods)}"
+                )
+        if not records:
+            return NOTHING
+        summaries = summarise(records, self.methods[0])
+        write_evaluation(self.output, records, summaries, {})
+        if self.json:
+            show_json(summaries)
+        else:
+            out = Console(highlight=False)
+            out.print(methods_table(summaries, out.width))
+            out.print(f"\n{METHODS_LEGEND}\n", style="dim")
+            out.out(f"results in {one_line(self.output)}/", highlight=False)
+        return PARTLY if failed or len(names) < total else DONE
+
+
+def other_photos(
+    config: Config, paths: Sequence[str], classifier: "Classifier"
+) -> tuple[Image.Image, ...]:
+    """The photos that backgrounds show, where a kind does; the bundled ones where none are given."""
+    from amx_jax.masks.backgrounds import SHOW_PHOTOS
+
+    if not set(config.kinds) & set(SHOW_PHOTOS):
+        return ()
+    found, failures = find_photos(paths or bundled_photos())
+    if failures:
+        raise ImageError(failures[0].reason)
+    return tuple(read_photo(path, at_least=classifier.preprocess.resize) for path in found)
 
 
 @dataclass(frozen=True)
@@ -353,7 +481,7 @@ class Preset:
     preset: str = "default"
 
 
-def parse(arguments: Sequence[str]) -> Explain | Classify | Classifiers:
+def parse(arguments: Sequence[str]) -> Explain | Evaluate | Classify | Classifiers:
     """The command that the arguments stand for.
 
     Raises:
@@ -368,6 +496,7 @@ def parse(arguments: Sequence[str]) -> Explain | Classify | Classifiers:
     explain = Explain(preset=name, config=preset(name))
     return tyro.cli(
         Annotated[Explain, subcommand("explain", default=explain)]
+        | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Classify, subcommand("classify")]
         | Annotated[Classifiers, subcommand("classifiers")],
         prog="amx",

@@ -25,7 +25,7 @@ from amx_jax import Config, Explainer, Weights, load_classifier, preset
 from amx_jax.classifiers.registry import CLASSIFIERS
 from amx_jax.cli import main, parse
 from amx_jax.data.photos import bundled_photos
-from amx_jax.data.results import read_explanations
+from amx_jax.data.results import read_evaluation, read_explanations
 
 BRIEF = ["--steps=2", "--trials=1", "--batch-size=2", "--candidates=8"]
 BRIEF += ["--generator=grid", "--grid=8", "--cell=8"]
@@ -40,8 +40,11 @@ CONTRACT = {
     "sufficient": None,
     "necessary": None,
     "minimal": ["holds", "cell", "calls"],
+    "notion": ["name", "goal", "confidence", "holds"],
+    "method": ["name", "start", "pruned"],
     "before_pruning": ["area", "sufficient"],
     "robustness": ["colour", "noise", "blur"],
+    "robustness_bound": ["share", "certainty"],
     "components": None,
     "background": ["name", "rgb"],
     "seed": None,
@@ -415,8 +418,8 @@ def test_weights_that_are_no_weights_are_refused(kind, command, photos, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["expain"], "explain, classify, classifiers"),
-        ([], "explain, classify, classifiers"),
+        (["expain"], "explain, evaluate, classify, classifiers"),
+        ([], "explain, evaluate, classify, classifiers"),
         (["explain", "--step", "3"], "--steps INT"),
         (["explain", "--steps", "many"], "--steps"),
         (["explain", "--generator", "unet"], "autoencoder"),
@@ -513,6 +516,15 @@ def test_every_field_of_the_configuration_is_an_option_of_its_name():
         "learning_rate": 0.1,
         "temperature": 0.25,
         "cell": 4,
+        "method": "gradcam",
+        "notion": "robust",
+        "kinds": ("smooth", "photo"),
+        "delta": 0.2,
+        "certainty": 0.9,
+        "backgrounds": 7,
+        "confidence": 0.75,
+        "goal": "complete",
+        "prune": False,
         "trials": 5,
         "threshold": 0.25,
         "seed": 6,
@@ -621,3 +633,46 @@ def test_compiled_programs_are_kept_for_the_next_run_unless_told_otherwise(tmp_p
         assert (result.returncode, result.stderr) == (0, "")
         kept.append([name for name in files_in(tmp_path) if name.endswith("-cache")])
     assert kept[0] == [] and kept[1] == kept[2] != []
+
+
+# --- evaluate -------------------------------------------------------------------------------------
+
+
+def test_methods_are_compared_on_annotated_photos_and_a_bad_photo_stops_nothing(tmp_path, capsys):
+    """On a planted box: the whole left half of every photo."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    annotations = []
+    for name in ("coffee", "rocket"):
+        photo = next(path for path in bundled_photos() if path.stem == name)
+        with Image.open(photo) as image:
+            image.convert("RGB").save(folder / "images" / f"{name}.png")
+            width, height = image.size
+        annotations.append(
+            {"id": name, "size": [width, height], "boxes_xyxy": [[0, 0, width // 2, height]]}
+        )
+    (folder / "annotations.json").write_text(json.dumps(annotations))
+    (folder / "images" / "torn.png").write_bytes(b"nothing")
+    output = tmp_path / "out"
+    arguments = ["evaluate", str(folder), "--methods", "occlusion", "centre", "--output", str(output)]
+    assert main([*arguments, "--trials", "2", "--candidates", "8"]) == 1
+    captured = capsys.readouterr()
+    assert "torn.png" in captured.err and captured.err.count("\n") == 1
+    records, summaries = read_evaluation(output)
+    assert [(Path(r["image"]).stem, r["method"]) for r in records] == [
+        (name, method) for method in ("occlusion", "centre") for name in ("coffee", "rocket")
+    ]
+    assert {summary["method"] for summary in summaries} == {"occlusion", "centre"}
+    for record in records:
+        assert record["holds"] and record["sufficient"]
+        assert record["energy_chance"] == pytest.approx(0.5, abs=0.01)
+        assert 0 <= record["energy"] <= 1
+    assert all(method in captured.out for method in ("occlusion", "centre"))
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "amx+prune", "rise+"])
+def test_a_method_that_does_not_exist_is_refused_before_anything_is_made(tmp_path, capsys, method):
+    output = tmp_path / "out"
+    assert main(["evaluate", "--methods", method, "--output", str(output)]) == 2
+    assert f"no method {method!r}" in capsys.readouterr().err
+    assert not output.exists()

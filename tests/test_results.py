@@ -1,6 +1,8 @@
 """Results out: what is on the disk is whole, strict, and what was given."""
 
 import contextlib
+import csv
+import io
 import json
 import os
 import resource
@@ -17,7 +19,9 @@ from PIL import Image
 
 from amx_jax.data.results import (
     check_output,
+    read_evaluation,
     read_explanations,
+    write_evaluation,
     write_explanation,
     write_index,
 )
@@ -322,3 +326,83 @@ def test_an_index_that_is_damaged_is_named(tmp_path, damage):
     message = message_of(read_explanations, tmp_path)
     assert message.startswith(f"{tmp_path}/explanations.json: found ")
     assert "expected a list of records" in message
+
+
+# --- an evaluation --------------------------------------------------------------------------------
+
+
+def png(side: int = 2) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(NOISE[:side, :side]).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_an_evaluation_reads_back_and_lies_in_one_folder(tmp_path):
+    records = [{"image": "b.png", "method": "amx", "energy": None}, {"image": "猫", "method": "amx"}]
+    summaries = [{"method": "amx", "area": {"value": 0.5}}]
+    folder = tmp_path / "new" / "out"
+    assert write_evaluation(folder, records, summaries, {"curve": png()}) == folder / "evaluation.json"
+    assert set(contents(folder)) == {"evaluation.json", "evaluation.csv", "curve.png"}
+    assert (folder / "curve.png").read_bytes() == png()
+    assert read_evaluation(folder) == (records, summaries)
+    write_evaluation(folder, [], [], {})
+    assert read_evaluation(folder) == ([], [])
+    assert set(contents(folder)) == {"evaluation.json", "evaluation.csv", "curve.png"}
+
+
+def test_the_csv_has_a_line_for_each_record_and_its_nested_numbers_in_columns(tmp_path):
+    records = [
+        {
+            "image": 'a, "b"\nc.png',
+            "holds": True,
+            "retention": {"noise": {"kept": np.int64(3), "trials": 4}},
+            "energy": float("nan"),
+            "curve": {"area": [0.1, 0.2]},
+        },
+        {
+            "image": os.fsdecode(b"\xff"),
+            "holds": False,
+            "retention": None,
+            "energy": 1 / 3,
+            "curve": None,
+        },
+    ]
+    write_evaluation(tmp_path, records, [], {})
+    text = (tmp_path / "evaluation.csv").read_text(encoding="utf-8")
+    assert list(csv.reader(io.StringIO(text, newline=""))) == [
+        ["image", "holds", "retention.noise.kept", "retention.noise.trials", "energy"],
+        ['a, "b"\nc.png', "True", "3", "4", ""],
+        ["\\udcff", "False", "", "", repr(1 / 3)],
+    ]
+    assert read_evaluation(tmp_path)[0][1]["image"] == records[1]["image"]
+
+
+def test_a_full_disk_leaves_all_of_an_older_evaluation(tmp_path):
+    write_evaluation(tmp_path, [{"run": 1}], [], {"curve": png()})
+    before = contents(tmp_path)
+    with small_files_only():
+        message = message_of(write_evaluation, tmp_path, [{"run": 2}], [], {"curve": png(60)})
+    assert message.startswith(f"{tmp_path}/evaluation.json: cannot be written: ")
+    assert contents(tmp_path) == before and len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_is_no_evaluation_is_refused_before_anything_is_written(tmp_path):
+    for name in ("", "..", "a/b"):
+        assert repr(name) in message_of(write_evaluation, tmp_path, [], [], {name: png()})
+    with pytest.raises(ValueError, match="picture 'curve' begins with b'GIF89a'"):
+        write_evaluation(tmp_path, [], [], {"curve": b"GIF89a"})
+    with pytest.raises(TypeError):
+        write_evaluation(tmp_path, [{"run": object()}], [], {"curve": png()})
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b'{"records": []', b"[]", b'{"records": []}', b'{"records": [1], "summaries": []}']
+)
+def test_an_evaluation_that_is_missing_or_damaged_is_named(tmp_path, damage):
+    path = tmp_path / "evaluation.json"
+    assert message_of(read_evaluation, tmp_path).startswith(f"{path}: does not exist")
+    path.write_bytes(damage)
+    message = message_of(read_evaluation, tmp_path)
+    assert message.startswith(f"{path}: found ")
+    assert message.endswith("expected records and summaries; run the evaluation again")

@@ -1,10 +1,13 @@
 """Results out: one folder of pictures and numbers per photo, and one index of them all.
 
 The contract: ``<folder>/<stem>/<name>.png``, ``<folder>/<stem>/explanation.json`` and
-``<folder>/explanations.json``. Every file appears by a rename, so none is ever half-written.
+``<folder>/explanations.json``; of an evaluation ``<folder>/<name>.png``, ``<folder>/evaluation.csv``
+and ``<folder>/evaluation.json``. Every file appears by a rename, so none is ever half-written.
 Knows nothing of what the pictures show or the numbers mean.
 """
 
+import csv
+import io
 import json
 import math
 import os
@@ -22,6 +25,8 @@ from amx_jax.errors import OutputError, one_line
 
 EXPLANATION = "explanation.json"
 EXPLANATIONS = "explanations.json"
+EVALUATION = "evaluation"
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def check_output(folder: str | Path) -> Path:
@@ -87,9 +92,7 @@ def write_explanation(
         ('cat', ['explanation.json', 'mask.png'])
     """
     target = Path(folder, stem)
-    for name in (stem, *pictures):
-        if name in ("", ".", "..") or Path(name).name != name:
-            raise OutputError(f"{name!r}: expected the plain name of a file or folder, no path")
+    _check_names(stem, *pictures)
     for name, picture in pictures.items():
         gray_or_rgb = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
         if picture.dtype != np.uint8 or not gray_or_rgb:
@@ -168,8 +171,107 @@ def read_explanations(folder: str | Path) -> list[dict[str, Any]]:
         OutputError: ``explanations.json`` is missing, unreadable or damaged.
     """
     path = Path(folder, EXPLANATIONS)
+    records = _read_json(path, "a list of records", "run the explanation again")
+    if not _are_records(records):
+        raise OutputError(
+            f"{one_line(path)}: found other JSON, expected a list of records; run the explanation again"
+        )
+    return records
+
+
+def write_evaluation(
+    folder: str | Path,
+    records: Sequence[Mapping[str, Any]],
+    summaries: Sequence[Mapping[str, Any]],
+    pictures: Mapping[str, bytes],
+) -> Path:
+    """Write what was measured, its summaries and its plots, replacing those of an older evaluation.
+
+    Everything is first written to a hidden temporary folder beside its place, then moved file by file,
+    ``evaluation.json`` last: a full disk leaves all of the old, a crash each file either old or new.
+
+    Args:
+        folder: the output folder, made if missing.
+        records: one for each photo and method. In ``evaluation.csv`` each is a line, its nested values
+            in columns as ``probability.image``, its lists left out, and what is None an empty cell.
+        summaries: one for each method.
+        pictures: PNG files by name; each becomes ``<name>.png``.
+
+    Returns:
+        ``evaluation.json``, which holds ``records`` and ``summaries``; numbers that are not finite
+        become null.
+
+    Raises:
+        OutputError: the files cannot be written, or a picture's name is not a plain file name.
+        ValueError: a picture that is not a PNG file.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     records = [{"image": "cat", "probability": {"image": 0.5}, "energy": None}]
+        ...     path = write_evaluation(folder, records, [], {})
+        ...     print(path.with_suffix(".csv").read_text(), end="")
+        image,probability.image,energy
+        cat,0.5,
+    """
+    _check_names(*pictures)
+    for name, picture in pictures.items():
+        if not picture.startswith(PNG):
+            raise ValueError(f"picture {name!r} begins with {picture[:8]!r}, expected a PNG file")
+    path = Path(folder, f"{EVALUATION}.json")
+    files = {f"{name}.png": picture for name, picture in pictures.items()}
+    files[f"{EVALUATION}.csv"] = _to_csv(records)
+    files[path.name] = _to_json({"summaries": list(summaries), "records": list(records)})
+    temporary = Path(folder, f".{uuid.uuid4().hex}.tmp")
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        temporary.mkdir(parents=True)
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        for name in files:
+            os.replace(temporary / name, path.with_name(name))
+    except OSError as error:
+        raise _refused(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def read_evaluation(folder: str | Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What :func:`write_evaluation` wrote.
+
+    Args:
+        folder: the output folder.
+
+    Returns:
+        The records and the summaries, in their order.
+
+    Raises:
+        OutputError: ``evaluation.json`` is missing, unreadable or damaged.
+    """
+    path = Path(folder, f"{EVALUATION}.json")
+    expected, again = "records and summaries", "run the evaluation again"
+    found = _read_json(path, expected, again)
+    if not (
+        isinstance(found, dict)
+        and _are_records(found.get("records"))
+        and _are_records(found.get("summaries"))
+    ):
+        raise OutputError(f"{one_line(path)}: found other JSON, expected {expected}; {again}")
+    return found["records"], found["summaries"]
+
+
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(record, dict) for record in value)
+
+
+def _check_names(*names: str) -> None:
+    for name in names:
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise OutputError(f"{name!r}: expected the plain name of a file or folder, no path")
+
+
+def _read_json(path: Path, expected: str, again: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise OutputError(
             f"{one_line(path)}: does not exist; give the output folder of a finished run"
@@ -181,14 +283,34 @@ def read_explanations(folder: str | Path) -> list[dict[str, Any]]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise OutputError(
-            f"{one_line(path)}: found damaged JSON ({error}), expected a list of records; "
-            "run the explanation again"
+            f"{one_line(path)}: found damaged JSON ({error}), expected {expected}; {again}"
         ) from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise OutputError(
-            f"{one_line(path)}: found other JSON, expected a list of records; run the explanation again"
-        )
-    return records
+
+
+def _to_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """A line for each record; a column that nests or holds a list in any record is no column."""
+    rows = [_flat(plain(record)) for record in records]
+    keys = dict.fromkeys(key for row in rows for key in row)
+    no_cell = {key for row in rows for key, value in row.items() if isinstance(value, list)}
+    for key in keys:
+        parts = key.split(".")
+        no_cell |= {".".join(parts[:depth]) for depth in range(1, len(parts))}
+    columns = [key for key in keys if key not in no_cell]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _to_json(value: Any) -> bytes:
