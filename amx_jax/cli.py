@@ -268,18 +268,25 @@ class Evaluate(Source):
             )
         records: list[dict[str, Any]] = []
         console, failed = Console(stderr=True), 0
-        with console.status("", spinner="line") as status:
-            for found in compare(classifier, images, names, regions, self.methods, self.config, others):
-                if isinstance(found, Unexplained):
-                    complain(found.reason)
-                    failed += 1
-                    continue
-                records.append(found[0])
-                status.update(
-                    f"{found[0]['method']}: {len(records)} of {len(names) * len(self.methods)}"
-                )
+        interrupted = False
+        try:
+            with console.status("", spinner="line") as status:
+                for found in compare(
+                    classifier, images, names, regions, self.methods, self.config, others
+                ):
+                    if isinstance(found, Unexplained):
+                        complain(found.reason)
+                        failed += 1
+                        continue
+                    records.append(found[0])
+                    status.update(
+                        f"{found[0]['method']}: {len(records)} of {len(names) * len(self.methods)}"
+                    )
+        except KeyboardInterrupt:  # what is finished is kept
+            complain("interrupted")
+            interrupted = True
         if not records:
-            return NOTHING
+            return INTERRUPTED if interrupted else NOTHING
         summaries = summarise(records, self.methods[0])
         write_evaluation(self.output, records, summaries, {})
         if self.json:
@@ -289,6 +296,8 @@ class Evaluate(Source):
             out.print(methods_table(summaries, out.width))
             out.print(f"\n{METHODS_LEGEND}\n", style="dim")
             out.out(f"results in {one_line(self.output)}/", highlight=False)
+        if interrupted:
+            return INTERRUPTED
         return PARTLY if failed or len(names) < total else DONE
 
 
