@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -76,6 +76,12 @@ exit status:
        classifier or class, bad weights, an output folder that takes no files
   130  interrupted; what was finished is kept\
 """
+
+
+OtherPhotos = Annotated[
+    tuple[str, ...],
+    arg(metavar="PHOTO|FOLDER ...", help_behavior_hint="(default: the bundled photos)"),
+]
 
 
 @dataclass(frozen=True)
@@ -151,10 +157,7 @@ class Explain(Source):
         DisallowNone[str | None],
         arg(metavar="CLASS", help_behavior_hint="(default: than all others)"),
     ] = None
-    others: Annotated[
-        tuple[str, ...],
-        arg(metavar="PHOTO|FOLDER ...", help_behavior_hint="(default: the bundled photos)"),
-    ] = ()
+    others: OtherPhotos = ()
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
     quiet: FlagCreatePairsOff[bool] = False
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
@@ -220,10 +223,7 @@ class Evaluate(Source):
         "rise",
     )
     first: int = 0
-    others: Annotated[
-        tuple[str, ...],
-        arg(metavar="PHOTO|FOLDER ...", help_behavior_hint="(default: the bundled photos)"),
-    ] = ()
+    others: OtherPhotos = ()
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
@@ -254,20 +254,15 @@ class Evaluate(Source):
         images: list[Any] = []
         names: list[str] = []
         regions: list[Any] = []
-        for path in photos:
-            try:
-                photo = read_photo(path, at_least=classifier.preprocess.resize)
-            except ImageError as error:
-                complain(error)
-                continue
+        for index, photo in readable(photos, classifier.preprocess.resize, complain):
             images.append(classifier.preprocess.crop(photo))  # small: all are in memory at once
-            names.append(str(path))
-            place = places.get(path)
+            names.append(str(photos[index]))
+            place = places.get(photos[index])
             regions.append(
                 lambda target, place=place: place and place.region(target, classifier.preprocess)
             )
         records: list[dict[str, Any]] = []
-        console, failed = Console(stderr=True), 0
+        console, wanted = Console(stderr=True), len(self.methods) * len(names)
         interrupted = False
         try:
             with console.status("", spinner="line") as status:
@@ -276,17 +271,17 @@ class Evaluate(Source):
                 ):
                     if isinstance(found, Unexplained):
                         complain(found.reason)
-                        failed += 1
                         continue
-                    records.append(found[0])
-                    status.update(
-                        f"{found[0]['method']}: {len(records)} of {len(names) * len(self.methods)}"
-                    )
+                    records.append(found)
+                    status.update(f"{found['method']}: {len(records)} of {wanted}")
         except KeyboardInterrupt:  # what is finished is kept
             complain("interrupted")
             interrupted = True
+        ending = outcome(len(records), len(self.methods) * total)
+        if interrupted:
+            ending = INTERRUPTED
         if not records:
-            return INTERRUPTED if interrupted else NOTHING
+            return ending
         summaries = summarise(records, self.methods[0])
         write_evaluation(self.output, records, summaries, {})
         if self.json:
@@ -296,9 +291,7 @@ class Evaluate(Source):
             out.print(methods_table(summaries, out.width))
             out.print(f"\n{METHODS_LEGEND}\n", style="dim")
             out.out(f"results in {one_line(self.output)}/", highlight=False)
-        if interrupted:
-            return INTERRUPTED
-        return PARTLY if failed or len(names) < total else DONE
+        return ending
 
 
 def other_photos(
@@ -338,12 +331,8 @@ class Classify(Source):
         classifier = self.load()
         to_probabilities = jax.jit(lambda params, x: jax.nn.softmax(classifier.apply(params, x)[0]))
         results: list[dict[str, Any]] = []
-        for path in photos:
-            try:
-                photo = read_photo(path, at_least=classifier.preprocess.resize)
-            except ImageError as error:
-                complain(error)
-                continue
+        for index, photo in readable(photos, classifier.preprocess.resize, complain):
+            path = photos[index]
             pixels = classifier.preprocess.crop(photo).astype(np.float32)
             image = classifier.preprocess.normalize(pixels)
             probabilities = np.asarray(to_probabilities(classifier.params, image))
@@ -430,14 +419,9 @@ class Run:
 
     def _images(self) -> Iterator[Image.Image]:
         at_least = self.explainer.classifier.preprocess.resize
-        for index, path in enumerate(self.photos):
-            try:
-                photo = read_photo(path, at_least)
-            except ImageError as error:
-                self._fail(error)
-            else:
-                self._opened.append(index)
-                yield photo
+        for index, photo in readable(self.photos, at_least, self._fail):
+            self._opened.append(index)
+            yield photo
 
     def _write(self, index: int, explanation: "Explanation | Unexplained") -> None:
         from amx_jax.explainer import Unexplained
@@ -466,6 +450,19 @@ class Run:
         self._under_way = under_way
         done = self._failed + len(self.records)
         self._bar.update(self._task, description=phase, completed=done + under_way, done=done)
+
+
+def readable(
+    paths: Sequence[Path], at_least: int, refuse: Callable[[ImageError], None]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Place and photo of each path that can be read; ``refuse`` is told why of each other one."""
+    for index, path in enumerate(paths):
+        try:
+            photo = read_photo(path, at_least)
+        except ImageError as error:
+            refuse(error)
+        else:
+            yield index, photo
 
 
 def outcome(done: int, total: int) -> int:

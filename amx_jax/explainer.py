@@ -23,8 +23,8 @@ from amx_jax.errors import ClassifierError, ConfigError, ImageError
 from amx_jax.evaluate.peers import METHODS
 from amx_jax.lift import Devices
 from amx_jax.masks.backgrounds import SHOW_PHOTOS
-from amx_jax.objective.decision import MARGIN, NONE, Decision, ask
-from amx_jax.optimize.loop import Optimized, Optimizer, image_keys
+from amx_jax.objective.decision import MARGIN, NONE, Decision
+from amx_jax.optimize.loop import Optimized, Optimizer, image_keys, look
 from amx_jax.verify.certificate import Certificate, Kept, certify, pooled_bound
 from amx_jax.verify.evaluator import Evaluator
 from amx_jax.verify.notion import ROUNDS, Notion, View
@@ -232,16 +232,19 @@ class Explainer:
         self._evaluator = Evaluator(
             classifier, config.background, config.candidates, shared, config.kinds, photos
         )
-        self._seen = None if photos is None else classifier.preprocess.normalize(photos[::2] * 1.0)
         self._copies: dict[jax.Device, Any] = {}
-        self._ask = jax.jit(self._asking())
+        self._ask = jax.jit(
+            lambda *asked: look(classifier, config.threshold, *asked).decision  # params, pixels, …
+        )
         self._prepare()
 
     def _prepare(self) -> None:
         """What the method needs."""
         config = self.config
         if config.method == "amx":
-            self._optimizer = Optimizer(self.classifier, searched(config), self._devices, self._seen)
+            self._optimizer = Optimizer(
+                self.classifier, searched(config), self._devices, self._evaluator.of_search
+            )
         plain = config.notion == "plain"
         methods = [config.method] if config.method != "amx" else [] if plain else STARTS
         self._rank = {name: jax.jit(self._ranking(name)) for name in methods}
@@ -405,18 +408,6 @@ class Explainer:
 
         return ranking
 
-    def _asking(self) -> Callable[..., Decision]:
-        """The decision that is asked about, from parameters, an input, target and rival (−1: none)."""
-        classifier, threshold = self.classifier, self.config.threshold
-
-        def asking(params, pixels, target, rival):
-            image = classifier.preprocess.normalize(pixels.astype(np.float32))
-            with jax.default_matmul_precision("highest"):
-                logits, _ = classifier.apply(params, image)
-            return ask(classifier.head, threshold, logits, target, rival)
-
-        return asking
-
     def _begin(self, job: _Job) -> None:
         """Start to compute the rankings of a photo, on the devices in turn; nobody waits yet."""
         if not self._rank:
@@ -458,11 +449,10 @@ class Explainer:
 
     def _verify(self, job: _Job, optimized: Optimized) -> Search[_Verified]:
         """Find a mask that holds, prune it, and certify what is left."""
-        config, decision = self.config, optimized.decision
-        whole = np.ones(optimized.mask.shape, bool)
+        config = self.config
         probability = 1.0
         if config.confidence:
-            probability = float((yield [whole]).probabilities[0])
+            probability = float((yield [np.ones_like(optimized.mask)]).probabilities[0])
         notion = Notion(config, probability)
         if not notion.plain:
             _, _, key = image_keys(config.seed, job.name)
@@ -470,45 +460,54 @@ class Explainer:
             job.keys = np.asarray(_keys(key, numbers))
         rankings = {"amx": optimized.logits} if config.method == "amx" else {}
         rankings |= {name: np.asarray(ranking) for name, ranking in job.rankings.items()}
-        names = list(rankings)
+        found = 0  # views that only confirm what the optimiser found are no search
         if notion.plain and config.method == "amx":
-            start = names[0]
-            mask, holds = yield from widen(optimized.mask, rankings[start], notion)
-            before, sufficient = optimized.mask, holds and mask is optimized.mask
+            start, before = "amx", optimized.mask
+            mask, holds = yield from widen(before, optimized.logits, notion)
+            sufficient, found = holds and mask is before, notion.views
         else:
             which, mask, holds = yield from smallest_prefix(list(rankings.values()), notion)
-            start, before, sufficient = names[which], mask, holds
+            start, before, sufficient = list(rankings)[which], mask, holds
         ranking = rankings[start]
-        found = (
-            notion.views if before is optimized.mask else 0
-        )  # the optimiser found it, not the search
 
-        # A robust mask that the certificate refuses is searched again on more backgrounds. The tests
-        # share the permitted error, so the last bound is as certain as one alone would be.
+        # A robust mask's tests share the permitted error, so the last bound is as certain as one alone.
         robust = config.notion == "robust"
         share = 1 - config.delta if robust else None
         certainty = 1 - (1 - config.certainty) / ROUNDS if robust else config.certainty
-        for number in range(ROUNDS):
-            visited = [mask]
-            if holds and config.prune:
-                visited = (yield from prune(mask, ranking, self.cell, notion)).visited
-            mask = visited[-1]
-            kept = self._unseen(job, decision, mask, notion, number)
-            if share is None or not holds or pooled_bound(kept, certainty) >= share:
-                break
-            if number == ROUNDS - 1:  # only a whole photo is left to be certain of
-                mask = whole
-                kept = self._unseen(job, decision, mask, notion, ROUNDS)
-                break
-            notion.extend()
-            if config.prune:
-                mask, holds = yield from step_back(visited, ranking, notion)
-            else:
-                least = float(mask.mean())
-                _, mask, holds = yield from smallest_prefix([ranking], notion, least)
+
+        def refused(kept: Kept) -> bool:
+            return share is not None and pooled_bound(kept, certainty) < share
+
+        mask, kept = yield from self._search(
+            job, optimized.decision, notion, mask, holds, ranking, refused
+        )
         calls = notion.views - found
         certificate = yield from certify(mask, self.cell, notion, kept, certainty, share)
         return _Verified(start, ranking, before, sufficient, mask, calls, certificate)
+
+    def _search(self, job, decision, notion, mask, holds, ranking, refused) -> Search[tuple[Any, Kept]]:
+        """A mask, pruned, and on how many unseen backgrounds it meets the goal.
+
+        One that the certificate would refuse is searched again on more backgrounds; after the last
+        refusal only the whole photo is left to be certain of.
+        """
+        for number in range(ROUNDS):
+            visited = [mask]
+            if holds and self.config.prune:
+                visited = (yield from prune(mask, ranking, self.cell, notion)).visited
+            mask = visited[-1]
+            kept = self._unseen(job, decision, mask, notion, number)
+            if not holds or not refused(kept):
+                return mask, kept
+            if number < ROUNDS - 1:
+                notion.extend()
+                if self.config.prune:
+                    mask, holds = yield from step_back(visited, ranking, notion)
+                else:
+                    least = float(mask.mean())
+                    _, mask, holds = yield from smallest_prefix([ranking], notion, least)
+        whole = np.ones_like(mask)
+        return whole, self._unseen(job, decision, whole, notion, ROUNDS)
 
     def _unseen(
         self, job: _Job, decision: Decision, mask: np.ndarray, notion: Notion, number: int

@@ -150,8 +150,8 @@ def phases(classifier: Classifier, pixels: np.ndarray, rounds: int) -> dict[str,
     masks = list(np.random.default_rng(0).random((count, *pixels.shape[1:3])) < 0.1)
     key = jax.random.key(0)
 
-    def robustness() -> None:
-        evaluator.robustness(pixels[0], 0, masks[0], key, count)
+    def unseen() -> None:
+        evaluator.unseen(pixels[0], 0, masks[0], key, count)
 
     work: dict[str, tuple[Callable[[], Any], int]] = {
         "step": (optimizer.advance, BURST * count),
@@ -159,7 +159,7 @@ def phases(classifier: Classifier, pixels: np.ndarray, rounds: int) -> dict[str,
         "classifier forward and gradient": (lambda: gradient(params, images), count),
         "autoencoder forward and gradient": (lambda: mask(own, seen), count),
         "candidate of pruning": (lambda: evaluator.judge(list(pixels), [0] * count, masks), count),
-        "background of the certificate": (robustness, len(evaluator.kinds) * count),
+        "background of the certificate": (unseen, len(evaluator.kinds) * count),
     }
     for function, _ in work.values():
         timed(function)

@@ -80,6 +80,11 @@ def photos() -> np.ndarray:
 
 
 @pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
 def compilations():
     """A list that grows with every compilation."""
     found = []

@@ -26,11 +26,6 @@ ALL = tuple(KINDS)
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
 def image(rng):
     return jnp.asarray(rng.uniform(LOW, HIGH, SHAPE), jnp.float32)
 

@@ -13,11 +13,6 @@ SHAPE = (24, 17, 3)
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
 def image(rng):
     return jnp.asarray(rng.uniform(LOW, HIGH, SHAPE), jnp.float32)
 

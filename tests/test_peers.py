@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
-from amx_jax import Classifier, Preprocess, from_linen, from_nnx, load_classifier
+from amx_jax import Classifier, Preprocess, config, from_linen, from_nnx, load_classifier
 from amx_jax.data.photos import bundled_photos, read_photo
 from amx_jax.errors import ClassifierError, ConfigError
 from amx_jax.evaluate.cutting import cut, last_image_stage
@@ -89,6 +89,11 @@ def in_torch(model, decision):
         return logits[:, decision.target] - rival
 
     return scores
+
+
+def test_the_command_knows_the_methods_that_there_are():
+    """It names them before anything of JAX is imported."""
+    assert ("amx", *METHODS) == config.METHODS
 
 
 def assert_close(actual, expected, tolerance=1e-5):

@@ -77,6 +77,20 @@ class Preprocess:
         """Of the classifier's input."""
         return self.size, self.size, self.channels
 
+    def square(self, size: tuple[int, int]) -> tuple[float, float, float]:
+        """Left and top edge and side of the part of a photo that is seen, in pixels of the photo.
+
+        Args:
+            size: width and height of the photo.
+
+        Examples:
+            >>> Preprocess(size=224, resize=256, mean=0.0, scale=1.0).square((640, 512))
+            (96.0, 32.0, 448.0)
+        """
+        width, height = size
+        side = min(size) * self.size / self.resize
+        return (width - side) / 2, (height - side) / 2, side
+
     def crop(self, photo: Image.Image) -> np.ndarray:
         """The part of a photo that the classifier sees.
 
@@ -89,8 +103,7 @@ class Preprocess:
         photo = photo.convert("RGB" if self.channels == 3 else "L")
         # One resampling of the centre square: resizing the whole photo first would make a
         # 1 × 20,000 image five million pixels long.
-        side = min(photo.size) * self.size / self.resize
-        left, top = (photo.width - side) / 2, (photo.height - side) / 2
+        left, top, side = self.square(photo.size)
         box = (left, top, left + side, top + side)
         square = photo.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
         return np.asarray(square).reshape(self.shape)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from amx_jax.data.photos import DAMAGE, SUFFIXES, UPRIGHT, _orientation, _unhindered
+from amx_jax.data.photos import DAMAGE, SUFFIXES, UPRIGHT, orientation, unhindered
 from amx_jax.errors import AnnotationError, one_line
 
 if TYPE_CHECKING:
@@ -85,10 +85,9 @@ class Annotation:
             array([[ True, False],
                    [ True, False]])
         """
-        width, height = self.size
-        side = min(self.size) * preprocess.size / preprocess.resize
+        left, top, side = preprocess.square(self.size)
         centres = (np.arange(preprocess.size) + 0.5) * side / preprocess.size
-        x, y = (width - side) / 2 + centres, (height - side) / 2 + centres
+        x, y = left + centres, top + centres
         region = np.zeros((preprocess.size, preprocess.size), bool)
         numbers = []
         for where, classes in self.places:
@@ -266,8 +265,8 @@ def _json(path: Path) -> Any:
 def _header(path: Path) -> tuple[int, int]:
     """The size of an image, without decoding it."""
     try:
-        with _unhindered(), Image.open(path) as image:
-            if _orientation(image) in UPRIGHT:
+        with unhindered(), Image.open(path) as image:
+            if orientation(image) in UPRIGHT:
                 raise AnnotationError(
                     f"{one_line(path)}: found a photo that its EXIF orientation turns, expected an "
                     "upright one, as boxes and masks do not turn with it; save it upright"
@@ -291,7 +290,7 @@ def _check_size(image: Path, size: tuple[int, int], path: Path) -> None:
 
 def _instances(path: Path) -> np.ndarray:
     try:
-        with _unhindered(), Image.open(path) as image:
+        with unhindered(), Image.open(path) as image:
             mode, numbers = image.mode, np.asarray(image)
     except DAMAGE as error:
         raise AnnotationError(

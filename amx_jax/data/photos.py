@@ -216,7 +216,7 @@ def read_photo(path: str | Path, at_least: int | None = None) -> Image.Image:
         file = path.open("rb")
     except OSError as error:
         raise ImageError(_no_access(path, error)) from error
-    with file, _unhindered():
+    with file, unhindered():
         try:
             return _decode(file, at_least)
         except Image.UnidentifiedImageError as error:
@@ -249,7 +249,7 @@ def _decode(file: BinaryIO, at_least: int | None) -> Image.Image:
             image.draft(None, (at_least, at_least))
         image.load()
         photo = _to_rgb(image)
-        turn = UPRIGHT.get(_orientation(image))
+        turn = UPRIGHT.get(orientation(image))
         if turn is not None:
             photo = photo.transpose(turn)
         photo.info.clear()  # or whoever reads the orientation from it would turn it again
@@ -285,7 +285,8 @@ def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
     return (quotient + (rest > 128)).astype(np.uint8)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image: one of ``UPRIGHT``, or another number for an upright one."""
     # Not ImageOps.exif_transpose: it also rewrites the EXIF block, and fails where that is damaged.
     # A damaged note beside a good picture is no reason to refuse the picture.
     if image.format == "TIFF":  # turned by Pillow as it was decoded
@@ -297,7 +298,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def _unhindered() -> Iterator[None]:
+def unhindered() -> Iterator[None]:
+    """Without Pillow's own limit on pixels and its warnings."""
     # Pillow warns above 89 and refuses above 179 million pixels, by one setting for the process.
     # PIXEL_LIMIT takes its place, before any pixel is decoded. Its other warnings are about notes
     # beside the picture, such as odd EXIF; what damages the picture raises. One reader at a time,

@@ -54,7 +54,7 @@ def compare(
     methods: Sequence[str],
     config: Config,
     others: Sequence[Photo] = (),
-) -> Iterator[tuple[dict[str, Any], Explanation] | Unexplained]:
+) -> Iterator[dict[str, Any] | Unexplained]:
     """Explain photos by each method.
 
     Args:
@@ -68,23 +68,26 @@ def compare(
         others: as of :class:`Explainer`.
 
     Yields:
-        Method by method, photo by photo, the record that :mod:`amx_jax.evaluate.summary` takes and the
-        explanation; or why there is none.
+        Method by method, photo by photo, the record that :mod:`amx_jax.evaluate.summary` takes, or why
+        there is none.
 
     Raises:
         UnknownNameError: no such method.
     """
     configs = [configured(config, method) for method in methods]
-    explainer = Explainer(classifier, configs[0], others=others)
+    explainer = None
     for method, own in zip(methods, configs, strict=True):
-        explainer = explainer.ranked_by(own.method, own.prune)
+        if explainer is None:
+            explainer = Explainer(classifier, own, others=others)
+        else:
+            explainer = explainer.ranked_by(own.method, own.prune)
         before = time.perf_counter()
         for name, region, found in zip(names, regions, explainer.stream(photos), strict=True):
             if isinstance(found, Unexplained):
                 yield found
                 continue
             now = time.perf_counter()
-            yield _record(method, name, found, region(found.target), now - before), found
+            yield _record(method, name, found, region(found.target), now - before)
             before = now
 
 

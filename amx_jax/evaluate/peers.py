@@ -17,6 +17,7 @@ from amx_jax.evaluate.extremal import extremal_perturbation
 from amx_jax.evaluate.gradients import grad_cam, integrated_gradients
 from amx_jax.evaluate.perturbation import occlusion, rise
 from amx_jax.objective.decision import Decision
+from amx_jax.verify.prune import cell_map
 
 STEPS, WINDOWS, MASKS = 32, 13, 512  # of integrated gradients, of occlusion on each axis, of RISE
 AREAS, ASCENT = (0.05, 0.1, 0.2, 0.4), 800  # of extremal perturbations
@@ -37,9 +38,8 @@ def random_cells(key: Array, shape: tuple[int, int], cell: int) -> Array:
         >>> random_cells(jax.random.key(0), (2, 4), cell=2)[0].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
         True
     """
-    rows, columns = (-(-side // cell) for side in shape)
-    order = jax.random.permutation(key, rows * columns).reshape(rows, columns).astype(jnp.float32)
-    return order.repeat(cell, axis=0).repeat(cell, axis=1)[: shape[0], : shape[1]]
+    cells = cell_map(shape, cell)
+    return jax.random.permutation(key, int(cells.max()) + 1).astype(jnp.float32)[cells]
 
 
 def centre_square(shape: tuple[int, int]) -> Array:

@@ -204,6 +204,29 @@ def shapes_of_one(classifier: Classifier, enter: Callable) -> tuple[one.Problem,
     return jax.eval_shape(enter, classifier.params, image, index, index, name)
 
 
+def look(
+    classifier: Classifier, threshold: float, params: Any, pixels: Array, target: Array, rival: Array
+) -> Reference:
+    """What the classifier says of an image, and the decision that is asked about.
+
+    Args:
+        classifier: f; static.
+        threshold: of a sigmoid head; static.
+        params: of f.
+        pixels: uint8 ``(H, W, C)``.
+        target: class, or −1 for the top class.
+        rival: the class it is compared with, or −1 for what the head says.
+
+    Returns:
+        The image normalised, the decision, the logits and all activations.
+    """
+    image = classifier.preprocess.normalize(pixels.astype(jnp.float32))
+    with jax.default_matmul_precision("highest"):
+        logits, activations = classifier.apply(params, image)
+    decision = ask(classifier.head, threshold, logits, target, rival)
+    return Reference(image, decision, logits, activations)
+
+
 def pure_functions(
     classifier: Classifier, config: Config, burst: int = BURST, others: Array | None = None
 ) -> tuple[Callable, Callable]:
@@ -223,7 +246,6 @@ def pure_functions(
     preprocess = classifier.preprocess
     generator = make_generator(config, preprocess.channels)
     limits = preprocess.limits(config.background)
-    photos = jnp.zeros((0, *preprocess.shape)) if others is None else jnp.asarray(others)
 
     def cast(leaf: Array) -> Array:
         return leaf.astype(config.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -236,11 +258,8 @@ def pure_functions(
     def enter(
         params: Any, pixels: Array, target: Array, rival: Array, name: Array
     ) -> tuple[one.Problem, one.State]:
-        image = preprocess.normalize(pixels.astype(jnp.float32))
-        with jax.default_matmul_precision("highest"):
-            logits, activations = classifier.apply(params, image)
-        decision = ask(classifier.head, config.threshold, logits, target, rival)
-        reference = Reference(image, decision, logits, {s: activations[s] for s in stages})
+        reference = look(classifier, config.threshold, params, pixels, target, rival)
+        reference = reference._replace(activations={s: reference.activations[s] for s in stages})
         init_key, step_key = jax.random.split(image_keys(config.seed, name)[0])
         return (
             one.pose(config, generator, reference, step_key),
@@ -256,7 +275,7 @@ def pure_functions(
 
         def step(problem: one.Problem, state: one.State) -> one.State:
             return one.step(
-                config, generator, classify, limits, problem, state, classifier.head, photos
+                config, generator, classify, limits, problem, state, classifier.head, others
             )
 
         def more(carry: tuple[Array, one.State]) -> Array:

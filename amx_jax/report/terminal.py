@@ -219,18 +219,15 @@ def summary(records: Sequence[Mapping[str, Any]], total: int, folder: str) -> st
         4 of 5 photos explained, median area 1.2 %, all sufficient and 1-minimal
         results in out/
     """
-    sufficient = sum(record["sufficient"] for record in records)
-    minimal = sum(record["minimal"]["holds"] for record in records)
-    word = "sufficient"
     notion = records[0].get("notion", {"name": "plain", "goal": "sufficient"})
-    if notion["name"] != "plain" or notion["goal"] != "sufficient":
-        sufficient = sum(record["notion"]["holds"] for record in records)
-        names = [notion["name"]] * (notion["name"] != "plain") + [notion["goal"]]
-        word = " ".join(name for name in names if name != "sufficient" or len(names) == 1)
+    asked = [name for name in (notion["name"], notion["goal"]) if name not in ("plain", "sufficient")]
+    word = " ".join(asked) or "sufficient"
+    held = sum(r["notion"]["holds"] if asked else r["sufficient"] for r in records)
+    minimal = sum(record["minimal"]["holds"] for record in records)
     claim = (
         f"all {word} and 1-minimal"
-        if sufficient == minimal == len(records)
-        else f"{sufficient} {word}, {minimal} 1-minimal"
+        if held == minimal == len(records)
+        else f"{held} {word}, {minimal} 1-minimal"
     )
     area = median(record["area"] for record in records)
     return (

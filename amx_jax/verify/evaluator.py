@@ -16,7 +16,7 @@ from amx_jax.classifiers.classifier import Classifier
 from amx_jax.lift import Devices
 from amx_jax.masks.backgrounds import Scene, draw
 from amx_jax.masks.composition import compose
-from amx_jax.objective.decision import MARGIN, Decision, margin, probability
+from amx_jax.objective.decision import Decision, margin, probability
 from amx_jax.verify.pool import Judged
 
 
@@ -31,6 +31,9 @@ class Evaluator:
         kinds: of random backgrounds.
         others: other photos for backgrounds that show them, uint8 ``(n, H, W, C)``: those in even
             places appear in the search, the others in the certificate.
+
+    Attributes:
+        of_search: those that the search may see, in the input space, ``(⌈n/2⌉, H, W, C)``.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Evaluator:
         colour, low, high = classifier.preprocess.limits(background)
         if others is None:
             others = np.zeros((0, *classifier.preprocess.shape), np.uint8)
-        of_search, of_certificate = (
+        self.of_search, of_certificate = (
             jnp.asarray(normalize(some.astype(np.float32))) for some in (others[::2], others[1::2])
         )
 
@@ -92,7 +95,7 @@ class Evaluator:
                 return plain(params, pixels, decision, mask, used)
 
             def drawn() -> tuple[Array, Array]:
-                return on_drawn(of_search, params, pixels, decision, mask, kind, key)
+                return on_drawn(self.of_search, params, pixels, decision, mask, kind, key)
 
             return jax.lax.cond(used & (kind >= 0), drawn, stated)
 
@@ -182,13 +185,6 @@ class Evaluator:
         return {
             kind: Judged(*one) for kind, one in zip(self.kinds, zip(*parts, strict=True), strict=True)
         }
-
-    def robustness(
-        self, pixels: np.ndarray, decision: Decision | int, mask: np.ndarray, key: Array, trials: int
-    ) -> dict[str, tuple[int, int]]:
-        """On how many backgrounds of :meth:`unseen` the decision holds, ``{kind: (kept, trials)}``."""
-        found = self.unseen(pixels, decision, mask, key, trials)
-        return {kind: (int((some.margins > MARGIN).sum()), trials) for kind, some in found.items()}
 
 
 def _split(key: Array, kinds: int, trials: int) -> Array:

@@ -87,14 +87,11 @@ def smallest_prefix(
     size, share = rankings[0].size, least
     while True:
         share = min(share, 1.0)
-        masks = [np.zeros(size, bool) for _ in orders]
-        for mask, order in zip(masks, orders, strict=True):
-            mask[order[: round(share * size)]] = True
-        shaped = [mask.reshape(rankings[0].shape) for mask in masks]
-        scores = yield from notion.test(shaped[:1] if share == 1 else shaped)
+        masks = [_first(order, round(share * size), rankings[0].shape) for order in orders]
+        scores = yield from notion.test(masks[:1] if share == 1 else masks)
         best = int(np.argmax(scores))
         if scores[best] > MARGIN or share == 1:
-            return best, shaped[best], bool(scores[best] > MARGIN)
+            return best, masks[best], bool(scores[best] > MARGIN)
         share *= FINER
 
 
@@ -134,13 +131,18 @@ def widen(
     larger, count = [], max(int(mask.sum()), 1)
     while count < mask.size:
         count = min(int(np.ceil(WIDER * count)), mask.size)
-        flat = np.zeros(mask.size, bool)
-        flat[order[:count]] = True
-        larger.append(flat.reshape(mask.shape))
+        larger.append(_first(order, count, mask.shape))
     for wider in larger:  # one by one: the first is nearly always enough
         if (yield from notion.test([wider]))[0] > MARGIN:
             return wider, True
     return mask, False
+
+
+def _first(order: np.ndarray, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The mask of the first pixels of an order."""
+    flat = np.zeros(order.size, bool)
+    flat[order[:count]] = True
+    return flat.reshape(shape)
 
 
 def step_back(
@@ -201,13 +203,10 @@ def prune(
     """
     notion = notion or Notion(Config())
     before, visited = notion.views, [mask]
-    steps = [
-        lambda mask: _keep_largest_components(mask, notion),
-        lambda mask: _keep_prefix(mask, ranking, cell_map(mask.shape, cell), notion),
-    ]
-    for step in steps:
-        mask = yield from step(mask)
-        visited.append(mask)
+    mask = yield from _keep_largest_components(mask, notion)
+    visited.append(mask)
+    mask = yield from _keep_prefix(mask, ranking, cell_map(mask.shape, cell), notion)
+    visited.append(mask)
     for scale in SCALES:
         mask = yield from _remove_squares(mask, cell_map(mask.shape, cell * scale), notion, visited)
     return Pruned(mask, notion.views - before, minimal=True, visited=visited)
