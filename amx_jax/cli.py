@@ -246,8 +246,7 @@ class Evaluate(Source):
         from amx_jax.evaluate.summary import summarise
         from amx_jax.explainer import Unexplained
 
-        for method in self.methods:
-            configured(self.config, method)
+        configs = {method: configured(self.config, method) for method in self.methods}
         classifier = self.load(min(len(photos), self.config.batch_size))
         others = other_photos(self.config, self.others, classifier)
         check_output(self.output)
@@ -266,9 +265,7 @@ class Evaluate(Source):
         interrupted = False
         try:
             with console.status("", spinner="line") as status:
-                for found in compare(
-                    classifier, images, names, regions, self.methods, self.config, others
-                ):
+                for found in compare(classifier, images, names, regions, configs, others):
                     if isinstance(found, Unexplained):
                         complain(found.reason)
                         continue

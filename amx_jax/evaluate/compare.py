@@ -5,7 +5,7 @@ certificate make a mask of its ranking.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,11 +51,10 @@ def compare(
     photos: Sequence[Photo],
     names: Sequence[str],
     regions: Sequence[Any],
-    methods: Sequence[str],
-    config: Config,
+    configs: Mapping[str, Config],
     others: Sequence[Photo] = (),
 ) -> Iterator[dict[str, Any] | Unexplained]:
-    """Explain photos by each method.
+    """Explain photos in several ways.
 
     Args:
         classifier: f.
@@ -63,24 +62,19 @@ def compare(
         names: what each is called.
         regions: for each a function from the target's index to a bool ``(H, W)`` of the classifier's
             input, where the object is, or to None where that is not known.
-        methods: names as of :func:`configured`.
-        config: what all share.
+        configs: by the name that a table shows, as :func:`configured` makes them.
         others: as of :class:`Explainer`.
 
     Yields:
         Method by method, photo by photo, the record that :mod:`amx_jax.evaluate.summary` takes, or why
         there is none.
-
-    Raises:
-        UnknownNameError: no such method.
     """
-    configs = [configured(config, method) for method in methods]
     explainer = None
-    for method, own in zip(methods, configs, strict=True):
-        if explainer is None:
-            explainer = Explainer(classifier, own, others=others)
+    for method, own in configs.items():
+        if explainer is not None and own == _ranked_as(explainer.config, own):
+            explainer = explainer.ranked_by(own.method, own.prune)  # what verifies is compiled once
         else:
-            explainer = explainer.ranked_by(own.method, own.prune)
+            explainer = Explainer(classifier, own, others=others)
         before = time.perf_counter()
         for name, region, found in zip(names, regions, explainer.stream(photos), strict=True):
             if isinstance(found, Unexplained):
@@ -89,6 +83,11 @@ def compare(
             now = time.perf_counter()
             yield _record(method, name, found, region(found.target), now - before)
             before = now
+
+
+def _ranked_as(config: Config, other: Config) -> Config:
+    """The configuration with another's method."""
+    return replace(config, method=other.method, prune=other.prune)
 
 
 def _record(
