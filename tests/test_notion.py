@@ -62,7 +62,7 @@ def test_a_mask_holds_where_at_most_the_allowed_number_of_all_backgrounds_fails(
 def test_hopeless_masks_cost_few_questions():
     notion = Notion(Config(notion="robust", backgrounds=60))
     _, asked = ask(notion.test(some_masks(10)), lambda mask, trial: -1.0)
-    assert len(asked) == 10 * 4
+    assert len(asked) == 10 * 2  # one failure of 60 is allowed
 
 
 def test_the_hardest_backgrounds_come_first_once_they_are_known():
@@ -72,7 +72,7 @@ def test_the_hardest_backgrounds_come_first_once_they_are_known():
     ask(notion.test([mask]), lambda mask, trial: 0.1 if trial in hard else 1.0)
     assert set(notion.trials[:3]) == hard
     _, asked = ask(notion.test([mask]), lambda mask, trial: -0.1 if trial in hard else 1.0)
-    assert len(asked) == 4
+    assert len(asked) == 1
 
 
 def test_who_fails_the_screen_fails_the_test():

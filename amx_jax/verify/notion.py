@@ -5,6 +5,7 @@ about few of them: the hardest first, and no more once too many have failed. Pru
 ask through the same object, so they mean the same.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,6 @@ from amx_jax.objective.decision import MARGIN
 from amx_jax.verify.pool import Judged, Search
 
 Goal = Literal["sufficient", "necessary", "complete"]
-FIRST = 4  # backgrounds that every candidate meets; then twice as many, and so on
 SCREEN = 12  # the hardest backgrounds, enough to say which squares are worth a whole test
 STRICTER = 5  # the search may fail on this many times fewer backgrounds than the claim allows
 ROUNDS = 3  # searches of one photo, each on twice the backgrounds of the one before
@@ -88,8 +88,7 @@ class Notion:
 
     def screen(self, masks: Sequence[np.ndarray]) -> Search[np.ndarray]:
         """Scores as of :meth:`test` on the hardest backgrounds alone: who fails here fails there."""
-        scores, _ = yield from self._scores(masks, self.trials[:SCREEN])
-        return scores
+        return (yield from self._scores(masks, self.trials[:SCREEN]))
 
     def test(self, masks: Sequence[np.ndarray]) -> Search[np.ndarray]:
         """How well each mask holds.
@@ -104,18 +103,14 @@ class Notion:
             A score for each; it holds where the score exceeds ``MARGIN``. It is the margin on the
             background that decides: the hardest but ``allowed``, of those that were tried.
         """
-        scores, values = yield from self._scores(masks, self.trials)
-        holding = [v for v, score in zip(values, scores, strict=True) if score > MARGIN]
-        if holding and not self.plain:
-            self.trials = [self.trials[i] for i in np.argsort(holding[-1], kind="stable")]
-        return scores
+        return (yield from self._scores(masks, self.trials))
 
     def _scores(self, masks, trials):
         if self.plain:
-            scores = yield from self._ask(list(masks))
-            return scores, [[score] for score in scores]
+            return (yield from self._ask(list(masks)))
         values: list[list[float]] = [[] for _ in masks]
-        alive, start, size = list(range(len(masks))), 0, FIRST
+        # The fewest that can refuse a candidate; then twice as many, and so on.
+        alive, start, size = list(range(len(masks))), 0, self.allowed + 1
         while alive and start < len(trials):
             chunk = trials[start : start + size]
             found = yield from self._ask([View(masks[i], trial) for i in alive for trial in chunk])
@@ -123,7 +118,24 @@ class Notion:
                 values[i] += new.tolist()
             alive = [i for i in alive if np.sum(np.array(values[i]) <= MARGIN) <= self.allowed]
             start, size = start + size, 2 * size
-        return np.array([np.sort(v)[min(self.allowed, len(v) - 1)] for v in values]), values
+        self._learn(trials, values)
+        return np.array([np.sort(v)[min(self.allowed, len(v) - 1)] for v in values])
+
+    def _learn(self, trials: Sequence[int], values: Sequence[Sequence[float]]) -> None:
+        """The hardest backgrounds first: those that refused most candidates, for they mostly refuse the
+        next as well; then those with the least margin for the last candidate that met all.
+        """
+        full = [v for v in values if len(v) == len(self.trials)]
+        if full:
+            self.trials = [trials[i] for i in np.argsort(full[-1], kind="stable")]
+        refused = Counter(
+            trial
+            for v in values
+            for trial, value in zip(trials, v, strict=False)
+            if value <= MARGIN and np.sum(np.array(v) <= MARGIN) > self.allowed
+        )
+        first = [trial for trial, _ in refused.most_common()]
+        self.trials = [*first, *(trial for trial in self.trials if trial not in refused)]
 
     def _ask(self, views: list) -> Search[np.ndarray]:
         kept = lost = None
