@@ -51,12 +51,19 @@ class Config:
             grows when it breaks; else keep positive logits, their number a matter of the area term.
         shrink: factor of the budget after a step whose hard mask is sufficient.
         grow: factor of the budget after a step whose hard mask is not.
+        dual: without the budget, the area term's weight is multiplied by 1 + dual after a step whose
+            hard mask is sufficient and divided by it after another, so that it becomes the multiplier
+            of *the least area that is sufficient*; 0 for a fixed weight.
         steps: number of optimiser steps, at most.
         patience: stop an image that has a sufficient mask after so many steps without progress; 0 for
             never.
         progress: what counts as progress: the share by which the area of the best mask must fall.
         learning_rate: the optimiser's rate at its peak; it falls to a tenth along a cosine.
         temperature: softness of the mask whose gradient is taken, in logits.
+        hardening: what the classifier sees in a step: *straight-through* the hard mask, with the
+            gradient of the soft one; *annealed* a soft mask whose temperature falls from
+            ``temperature`` to a twentieth over the steps, and in one more forward pass the hard mask,
+            which is judged.
         method: what ranks the pixels: the optimiser, or one of ``amx_jax.evaluate.peers.METHODS``.
         notion: when a mask holds: *plain* on the stated background, *robust* on all but a share delta
             of random backgrounds, *worst* on each of some random backgrounds.
@@ -71,6 +78,10 @@ class Config:
             1/14 where the notion is not plain.
         trials: number of unseen backgrounds of each kind in the certificate; 0 for 32, and 160 where
             the notion is not plain.
+        controls: trials of each kind in the certificate's controls: wrong masks and images of two
+            colours; 0 for no controls.
+        seeds: how many times each photo is explained, each time with other randomness; from 2 on the
+            explanation says how alike the masks are.
         threshold: of a sigmoid head, the probability from which a class is present.
         seed: what all randomness derives from.
         batch_size: images under optimisation at a time, rounded up to what the devices share evenly.
@@ -91,11 +102,13 @@ class Config:
     budget: bool = True
     shrink: float = 0.98
     grow: float = 1.02
+    dual: float = 0.0
     steps: int = 175
     patience: int = 0
     progress: float = 0.05
     learning_rate: float = 0.003
     temperature: float = 0.5
+    hardening: Literal["straight-through", "annealed"] = "straight-through"
     method: str = "amx"
     notion: Literal["plain", "robust", "worst"] = "plain"
     kinds: tuple[str, ...] = ("colour", "noise", "blur")
@@ -107,6 +120,8 @@ class Config:
     prune: bool = True
     cell: int = 0
     trials: int = 0
+    controls: int = 20
+    seeds: int = 1
     threshold: float = 0.5
     seed: int = 0
     batch_size: int = 8
@@ -122,7 +137,7 @@ class Config:
             ConfigError: naming the field, what was found and what was expected.
         """
         above_zero = ("learning_rate", "temperature", "grow")
-        at_least_one = ("steps", "grid", "backgrounds", "batch_size", "candidates")
+        at_least_one = ("steps", "grid", "backgrounds", "seeds", "batch_size", "candidates")
         inside = ("threshold", "delta", "certainty")
         checks = [
             *((name, getattr(self, name) >= 1, "at least 1") for name in at_least_one),
@@ -133,6 +148,7 @@ class Config:
             ),
             ("objective", any(asdict(self.objective).values()), "at least one above 0"),
             ("generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}"),
+            ("hardening", self.hardening in HARDENINGS, f"one of {', '.join(HARDENINGS)}"),
             ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
             ("method", self.method in METHODS, f"one of {', '.join(METHODS)}"),
             ("notion", self.notion in NOTIONS, f"one of {', '.join(NOTIONS)}"),
@@ -148,10 +164,13 @@ class Config:
             ("free_gain", self.free_gain > 0 or self.generator != "grid", "above 0 for the grid"),
             ("shrink", 0 < self.shrink <= 1, "above 0 and at most 1"),
             ("grow", self.grow >= 1, "at least 1"),
+            ("dual", 0 <= self.dual < math.inf, "at least 0 and finite"),
+            ("dual", not (self.dual and self.budget), "0 where there is a budget"),
+            ("objective.area", self.objective.area > 0 or not self.dual, "above 0 where dual is"),
             ("grid", 4 <= self.grid <= 512, "from 4 to 512"),
             *(
                 (name, getattr(self, name) >= 0, "at least 0")
-                for name in ("cell", "trials", "patience", "chunk")
+                for name in ("cell", "trials", "controls", "patience", "chunk")
             ),
             *((name, 0 < getattr(self, name) < 1, "above 0 and below 1") for name in inside),
             ("progress", 0 <= self.progress < 1, "at least 0 and below 1"),
@@ -192,6 +211,7 @@ def preset(name: str) -> Config:
 
 
 DTYPES = ("float32", "bfloat16")
+HARDENINGS = ("straight-through", "annealed")
 GENERATORS = ("autoencoder", "grid")
 NOTIONS = ("plain", "robust", "worst")
 GOALS = ("sufficient", "necessary", "complete")

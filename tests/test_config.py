@@ -16,13 +16,17 @@ WRONG = {
     "free_gain": (-1.0, INF, NAN),
     "shrink": (0.0, -0.5, 1.01, NAN),
     "grow": (0.99, -1.0, INF, NAN),
+    "dual": (-0.1, INF, NAN),
     "steps": (0, -1),
     "patience": (-1,),
     "progress": (-0.01, 1.0, INF, NAN),
     "learning_rate": (0.0, -0.1, INF, NAN),
     "temperature": (0.0, -0.5, INF, NAN),
+    "hardening": ("annealing", ""),
     "cell": (-1,),
     "trials": (-1,),
+    "controls": (-1,),
+    "seeds": (0, -1),
     "method": ("saliency", ""),
     "notion": ("certain", ""),
     "kinds": ((), ("colour", "fog"), ("noise", "noise")),
@@ -46,13 +50,17 @@ AT_THE_EDGE = {
     "free_gain": (0.0, 1.0),
     "shrink": (1e-6, 1.0),
     "grow": (1.0, 100.0),
+    "dual": (0.0,),
     "steps": (1,),
     "patience": (0, 1),
     "progress": (0.0, 0.999),
     "learning_rate": (1e-9,),
     "temperature": (1e-9,),
+    "hardening": ("straight-through", "annealed"),
     "cell": (0, 1),
     "trials": (0, 1),
+    "controls": (0, 1),
+    "seeds": (1,),
     "method": ("amx", "gradcam"),
     "notion": ("plain", "robust", "worst"),
     "kinds": (("photo",), KINDS),
@@ -92,6 +100,16 @@ def test_a_value_out_of_range_is_refused_with_its_name_what_was_found_and_what_i
 def test_a_grid_of_logits_that_never_learn_is_refused():
     with pytest.raises(ConfigError, match=r"free_gain: found 0\.0, expected above 0 for the grid"):
         Config(generator="grid", free_gain=0.0)
+
+
+def test_a_multiplier_of_the_area_needs_an_area_term_and_no_budget():
+    with pytest.raises(
+        ConfigError, match=r"objective\.area: found 0\.0, expected above 0 where dual is"
+    ):
+        Config(budget=False, dual=0.1)
+    with pytest.raises(ConfigError, match=r"dual: found 0\.1, expected 0 where there is a budget"):
+        Config(dual=0.1, objective=Weights(area=1.0))
+    assert Config(budget=False, dual=0.1, objective=Weights(area=1.0)).dual == 0.1
 
 
 @pytest.mark.parametrize(("name", "value"), cases(AT_THE_EDGE))

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amx_jax.masks.composition import resize
-from amx_jax.masks.hardening import budget_threshold, hard_mask, soft_mask, straight_through_mask
+from amx_jax.masks.hardening import (
+    annealed_mask,
+    annealed_temperature,
+    budget_threshold,
+    hard_mask,
+    soft_mask,
+    straight_through_mask,
+)
 
 SHAPE = (24, 18)
 threshold = jax.jit(budget_threshold)
@@ -112,3 +119,24 @@ def test_the_soft_mask_is_a_logistic_function_that_a_low_temperature_makes_crisp
         expected = 1 / (1 + np.exp(-z / temperature))
         np.testing.assert_allclose(soft_mask(logits, temperature), expected, rtol=1e-5)
     np.testing.assert_allclose(soft_mask(logits, 1e-6), z > 0)
+
+
+# --- annealed masks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [2, 175])
+def test_the_temperature_falls_to_a_twentieth_by_the_same_factor_a_step(steps):
+    found = np.asarray(jax.vmap(lambda n: annealed_temperature(0.5, n, steps))(jnp.arange(steps)))
+    np.testing.assert_allclose(found, np.geomspace(0.5, 0.025, steps), rtol=1e-5)
+
+
+def test_a_single_step_is_hot():
+    assert float(annealed_temperature(0.5, 0, 1)) == 0.5
+
+
+def test_an_annealed_mask_is_the_soft_one_of_the_enlarged_logits_and_ends_nearly_hard(logits):
+    for number, temperature in ((0, 0.5), (174, 0.025)):
+        expected = 1 / (1 + np.exp(-np.asarray(resize(logits, SHAPE), np.float64) / temperature))
+        found = annealed_mask(logits, SHAPE, 0.5, number, 175)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(np.asarray(found) > 0.5, hard(logits, SHAPE))

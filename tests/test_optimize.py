@@ -58,6 +58,8 @@ PAPER = replace(
     learning_rate=0.003,
     temperature=0.5,
 )
+ANNEALED = replace(CONFIG, hardening="annealed")
+DUAL = replace(CONFIG, budget=False, dual=0.25, objective=replace(WEIGHTS, area=3.0))
 KEYS = jax.random.split(jax.random.key(0), 6)
 
 
@@ -237,6 +239,99 @@ def test_the_budget_never_falls_below_one_cell(tiny, images):
     assert {v.sufficient for v in visited} == {True}
     assert float(visited[-1].after.budget) == 1 / 64
     assert visited[-1].mask.any()
+
+
+# --- the multiplier of the area -------------------------------------------------------------------
+
+
+def test_the_multiplier_rises_while_the_mask_holds_and_falls_while_it_breaks(tiny, images, targets):
+    seen = set()
+    visited = by_hand(tiny, DUAL, images[4], targets[4], KEYS[4], budget=1.0)
+    for v in visited:
+        factor = 1.25 if v.sufficient else 1 / 1.25
+        assert float(v.after.budget) == pytest.approx(float(v.before.budget) * factor, rel=1e-6)
+        seen.add(v.sufficient)
+    assert seen == {True, False}
+    smallest = min((v.mask for v in visited if v.sufficient), key=np.sum)
+    np.testing.assert_array_equal(harden(visited[-1].after.logits), smallest)
+
+
+def test_a_robust_multiplier_falls_by_as_much_as_nine_rises(tiny, images, targets):
+    robust = replace(DUAL, notion="robust", objective=replace(DUAL.objective, robustness=1.0))
+    visited = by_hand(tiny, robust, images[4], targets[4], KEYS[4], budget=1.0)
+    inside = [v for v in visited if float(v.after.budget) > 1.01e-3]  # the others were held back
+    factors = {round(float(v.after.budget / v.before.budget), 3) for v in inside}
+    assert factors == {1.25, round(1.25**-9, 3)}
+
+
+@pytest.mark.parametrize(("never", "start", "end"), [(False, 950.0, 1e3), (True, 1.05e-3, 1e-3)])
+def test_the_multiplier_stays_within_a_thousand_and_a_thousandth(tiny, images, never, start, end):
+    # What the bare background shows holds on every mask, and the class that never wins on none.
+    zero, target = jnp.zeros_like(images[0]), tiny.class_index("never") if never else 0
+    [visited] = by_hand(tiny, DUAL, zero, target, KEYS[0], budget=start, steps=1)
+    assert float(visited.after.budget) == pytest.approx(end)
+
+
+def test_the_multiplier_begins_at_one_and_multiplies_the_areas_weight(tiny, images, targets):
+    assert float(one.init(DUAL, make_generator(DUAL, channels=3), KEYS[0]).budget) == 1
+    heavy = replace(DUAL, dual=0.0, objective=replace(DUAL.objective, area=9.0))
+    (ours,), (fixed,) = (
+        by_hand(tiny, config, images[1], targets[1], KEYS[1], budget=3.0, steps=1)
+        for config in (DUAL, heavy)
+    )
+    moments = [np.asarray(v.after.optimizer[0].mu["free"]) for v in (ours, fixed)]
+    np.testing.assert_allclose(*moments, rtol=1e-5, atol=1e-7)
+
+
+# --- annealed masks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [1, 4])
+def test_what_is_kept_of_annealed_masks_is_the_smallest_that_is_sufficient_as_a_hard_one(
+    tiny, images, targets, index
+):
+    visited = by_hand(tiny, ANNEALED, images[index], targets[index], KEYS[index])
+    sufficient = [v.mask for v in visited if v.sufficient]
+    assert 0 < len(sufficient) < len(visited)
+    smallest, kept = min(sufficient, key=np.sum), visited[-1].after
+    np.testing.assert_array_equal(harden(kept.logits), smallest)
+    assert float(kept.area) == smallest.mean() < 0.4
+
+
+ROBUST = {"notion": "robust", "objective": replace(WEIGHTS, robustness=1.0)}
+
+
+@pytest.mark.parametrize(
+    ("config", "blends", "hard"),
+    [
+        (CONFIG, 0, 1),
+        (ANNEALED, 1, 1),
+        (replace(CONFIG, **ROBUST), 0, 2),
+        (replace(ANNEALED, **ROBUST), 2, 2),
+    ],
+    ids=["default", "annealed", "robust", "robust and annealed"],
+)
+def test_the_hard_mask_costs_an_annealed_step_a_forward_pass_a_background(
+    tiny, images, targets, config, blends, hard
+):
+    """Of a white image on black: what the classifier sees is the mask."""
+    seen = []
+
+    def classify(image):
+        jax.debug.callback(lambda shown: seen.append(np.array(shown)), image)
+        return tiny.apply(tiny.params, image)
+
+    white = jnp.ones_like(images[0])
+    generator = make_generator(config, channels=3)
+    reference = Reference(white, targets[0], *tiny.apply(tiny.params, white))
+    config = replace(config, kinds=("black",))
+    problem = one.pose(config, generator, reference, KEYS[0])
+    state = one.init(config, generator, KEYS[1])
+    zero = (GRAY, GRAY, np.full(3, 1, np.float32))
+    jax.block_until_ready(one.step(config, generator, classify, zero, problem, state))
+    jax.effects_barrier()
+    crisp = [bool(np.isin(shown, (0, 1)).all()) for shown in seen]
+    assert (crisp.count(False), crisp.count(True)) == (blends, hard)
 
 
 # --- the descent ----------------------------------------------------------------------------------

@@ -273,6 +273,7 @@ def test_a_value_that_is_not_finite_stops_its_image_alone(model, images, targets
         (replace(CONFIG, objective=Weights(necessity=1.0)), "loop", "necessity"),
         (replace(CONFIG, generator="grid"), "loop", "generator"),
         (replace(CONFIG, dtype="bfloat16"), "loop", "dtype"),
+        (replace(CONFIG, hardening="annealed"), "loop", "hardening"),
         (CONFIG, "eager", "form"),
     ],
 )

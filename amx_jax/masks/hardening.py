@@ -6,6 +6,10 @@ from jax import Array
 
 from amx_jax.masks.composition import resize
 
+# An annealed mask's first and last temperature, over that of the soft mask. One that ends warm leaves
+# hard masks several times as large: what the classifier was shown were blends to the end.
+HOT, COLD = 1.0, 0.05
+
 
 def budget_threshold(logits: Array, budget: Array | float) -> Array:
     """The logit above which a share ``budget`` of the grid lies.
@@ -26,7 +30,7 @@ def budget_threshold(logits: Array, budget: Array | float) -> Array:
     return jnp.where(dropped > 0, ordered[jnp.clip(dropped - 1, 0)], ordered[0] - 1.0)
 
 
-def soft_mask(logits: Array, temperature: float) -> Array:
+def soft_mask(logits: Array, temperature: Array | float) -> Array:
     """σ(logits / temperature), in (0, 1)."""
     return jax.nn.sigmoid(logits / temperature)
 
@@ -64,3 +68,48 @@ def straight_through_mask(logits: Array, shape: tuple[int, int], temperature: fl
     soft = soft_mask(enlarged, temperature)
     hard = (enlarged > 0).astype(soft.dtype)
     return hard + (soft - jax.lax.stop_gradient(soft))  # in this order exactly 0 or 1
+
+
+def annealed_temperature(temperature: float, number: Array | int, steps: int) -> Array:
+    """A temperature that falls geometrically from 1 to 0.05 times ``temperature``.
+
+    Args:
+        temperature: of the soft mask.
+        number: of the step, from 0.
+        steps: how many there are; the last has the number ``steps`` − 1.
+
+    Returns:
+        A scalar.
+
+    Examples:
+        >>> [round(annealed_temperature(0.5, n, 175).item(), 3) for n in (0, 87, 174)]
+        [0.5, 0.112, 0.025]
+
+    Reference: Savarese, Silva and Maire (2020), arXiv 1912.04427, who anneal masks of weights so.
+    """
+    done = jnp.asarray(number) / max(steps - 1, 1)
+    return temperature * HOT * (COLD / HOT) ** done
+
+
+def annealed_mask(
+    logits: Array, shape: tuple[int, int], temperature: float, number: Array | int, steps: int
+) -> Array:
+    """The soft mask of a step, which becomes nearly hard by the last.
+
+    The classifier sees a blend: what it says of it says nothing of the hard mask.
+
+    Args:
+        logits: ``(h, w)``.
+        shape: of the mask, ``(H, W)``.
+        temperature: as of :func:`annealed_temperature`, like the other two.
+        number: of the step.
+        steps: how many there are.
+
+    Returns:
+        ``shape``, in [0, 1].
+
+    Examples:
+        >>> [round(annealed_mask(jnp.ones((1, 1)), (1, 1), 0.5, n, 2).item(), 2) for n in (0, 1)]
+        [0.88, 1.0]
+    """
+    return soft_mask(resize(logits, shape), annealed_temperature(temperature, number, steps))

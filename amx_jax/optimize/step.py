@@ -5,6 +5,7 @@ Pure and free of batches: :mod:`amx_jax.lift` makes batches of it.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from amx_jax.config import Config
+from amx_jax.config import Config, Weights
 from amx_jax.masks.backgrounds import Scene, draw
 from amx_jax.masks.generators import Generator, Params
 from amx_jax.masks.hardening import (
+    annealed_mask,
     budget_threshold,
     hard_mask,
     soft_mask,
@@ -26,6 +28,8 @@ from amx_jax.objective.objective import Reference, evaluate_terms, weighted_sum
 
 Classify = Callable[[Array], tuple[Array, dict[str, Array]]]
 START = 0.75  # the first budget: nearly every photo can spare a quarter, and the others get it back
+MULTIPLIERS = 1e-3, 1e3  # the area's, least and most: from farther away it would not be back in time
+NO_TERM = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0))
 
 
 class Problem(NamedTuple):
@@ -49,7 +53,8 @@ class State(NamedTuple):
         number: steps taken.
         params: of the mask generator.
         optimizer: Optax's state.
-        budget: share of the grid that is kept.
+        budget: share of the grid that is kept; where ``config.dual`` is above 0, what multiplies the
+            weight of the area instead, from 1 on.
         area: kept share of the pixels of the best mask so far; 1 while there is none.
         logits: ``(grid, grid)``, positive where the best mask keeps.
         improved: the step after which the area last fell by ``config.progress`` since then.
@@ -102,7 +107,7 @@ def init(config: Config, generator: Generator, key: Array) -> State:
         number=zero,
         params=params,
         optimizer=make_optimizer(config).init(params),
-        budget=START * one,
+        budget=one if config.dual else START * one,
         area=one,
         logits=jnp.ones((config.grid, config.grid)),
         improved=zero,
@@ -136,6 +141,14 @@ def step(
 
     The random background of the robustness term is of one of ``config.kinds``.
 
+    Of an annealed mask the hard one of the same logits is judged, kept and reported: one forward pass
+    more, or two where the notion is not plain.
+
+    With ``config.dual`` = η above 0 the step ascends in the multiplier λ of the area, the dual of
+    *least area subject to the notion*: λ grows by 1 + η while the hard mask holds, and falls by that
+    where it breaks, by (1 + η)^(1/δ − 1) where a share δ may: Platt and Barr (1988), with factors in
+    place of sums.
+
     Args:
         config: static.
         generator: static.
@@ -153,6 +166,7 @@ def step(
     reference, image = problem.reference, problem.reference.image
     shape = (image.shape[0], image.shape[1])
     background, low, high = limits
+    annealed = config.hardening == "annealed"
     sampled = background
     if config.objective.robustness:
         key = jax.random.fold_in(jax.random.wrap_key_data(problem.key), state.number)
@@ -165,26 +179,40 @@ def step(
         logits = generator.apply(params, problem.seen)
         if config.budget:
             logits -= jax.lax.stop_gradient(budget_threshold(logits, state.budget))
-        mask = straight_through_mask(logits, shape, config.temperature)
+        if annealed:
+            mask = annealed_mask(logits, shape, config.temperature, state.number, config.steps)
+        else:
+            mask = straight_through_mask(logits, shape, config.temperature)
         soft = soft_mask(logits, config.temperature)
         values, scores = evaluate_terms(
             config.objective, classify, reference, mask, soft, background, sampled, head
         )
-        return weighted_sum(config.objective, values), (values, scores, logits)
+        weighed = values | {"area": state.budget * values["area"]} if config.dual else values
+        return weighted_sum(config.objective, weighed), (values, scores, logits)
 
     gradient, (values, scores, logits) = jax.grad(objective, has_aux=True)(state.params)
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer, state.params)
+    plain, judged = config.notion == "plain", values
+    if annealed:
+        asked = replace(NO_TERM, robustness=0.0 if plain else config.objective.robustness)
+        hard = hard_mask(logits, shape).astype(jnp.float32)
+        judged, scores = evaluate_terms(
+            asked, classify, reference, hard, hard, background, sampled, head
+        )
     sufficient = margin(scores, reference.decision) > MARGIN
-    plain, grow = config.notion == "plain", config.grow
+    holds, breaks = config.shrink, config.grow
+    least, most = 1.0 / config.grid**2, 1.0
+    if config.dual:
+        holds, breaks = 1 + config.dual, 1 / (1 + config.dual)
+        least, most = MULTIPLIERS
     if not plain:  # also on this step's random background; a share delta may fail where it settles
-        sufficient &= values["robustness"] < math.log(2)
-        grow = config.shrink ** (1 - 1 / config.delta)
+        sufficient &= judged["robustness"] < math.log(2)
+        breaks = holds ** (1 - 1 / config.delta)
     area = jnp.mean(hard_mask(logits, shape), dtype=jnp.float32)
     # One lucky background says little: the last mask that held, not the smallest.
     better = sufficient & ((area < state.area) if plain else True)
     progressed = better & (area <= (1 - config.progress) * state.mark)
-    factor = jnp.where(sufficient, config.shrink, grow)
-    least = 1.0 / config.grid**2
+    factor = jnp.where(sufficient, holds, breaks)
     number = state.number + 1
 
     checked = [*(jnp.isfinite(values[n]) for n in culprits(config)[:-1]), _all_finite(gradient)]
@@ -194,7 +222,7 @@ def step(
         number=number,
         params=optax.apply_updates(state.params, updates),
         optimizer=optimizer,
-        budget=jnp.clip(state.budget * factor, least, 1.0),
+        budget=jnp.clip(state.budget * factor, least, most),
         area=jnp.where(better, area, state.area),
         logits=jnp.where(better, logits, state.logits),
         improved=jnp.where(progressed, number, state.improved),

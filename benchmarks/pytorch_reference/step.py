@@ -275,6 +275,9 @@ def check(config: Config, form: str) -> None:
         raise ConfigError(f"generator: the PyTorch reference has no {config.generator!r}")
     if config.dtype != "float32":
         raise ConfigError(f"dtype: the PyTorch reference has no {config.dtype}")
+    for name in ("hardening", "dual"):
+        if getattr(config, name) != getattr(Config(), name):
+            raise ConfigError(f"{name}: the PyTorch reference has no {getattr(config, name)!r}")
     for name in ("robustness", "necessity"):
         if getattr(config.objective, name):
             raise ConfigError(f"objective.{name}: the PyTorch reference does not have this term")
