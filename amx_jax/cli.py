@@ -22,6 +22,7 @@ from PIL import Image
 from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from tyro.conf import (
     DisallowNone,
     FlagCreatePairsOff,
@@ -44,16 +45,19 @@ from amx_jax.errors import AmxError, ConfigError, ImageError, OutputError, one_l
 from amx_jax.report.pictures import explanation_pictures
 from amx_jax.report.terminal import (
     LEGEND,
-    METHODS_LEGEND,
     classifiers_table,
     explanations_table,
+    in_words,
+    methods_legend,
     methods_table,
+    randomised_lines,
     ranking,
     summary,
 )
 
 if TYPE_CHECKING:
     from amx_jax.classifiers.classifier import Classifier
+    from amx_jax.evaluate.summary import MethodSummary
     from amx_jax.explainer import Explainer, Explanation, Unexplained
 
 DONE, PARTLY, NOTHING, INTERRUPTED = 0, 1, 2, 130
@@ -141,8 +145,9 @@ class Explain(Source):
             with explanation.json and its pictures. A second run replaces results of the same name.
         target: class to explain, by name or index.
         rather_than: ask why the target rather than this class, by name or index.
-        others: photos of other things, for backgrounds that show them; every other one is kept for
-            the certificate.
+        others: photos of other things, seen through each mask to know whether its shape gives the
+            class, and by backgrounds that show photos; of these every other one is kept for the
+            certificate.
         preset: the configuration that the options below change.
         quiet: no progress and no table; only what went wrong, on stderr.
         config: see above.
@@ -195,6 +200,8 @@ class Explain(Source):
             console = Console(highlight=False)
             console.print(explanations_table(run.names, run.records, console.width))
             console.print(f"\n{LEGEND}\n", style="dim")
+            for line in in_words(run.names, run.records, console.width):
+                console.out(line, highlight=False)
             console.out(summary(run.records, total, one_line(self.output)), highlight=False)
         return status
 
@@ -207,10 +214,16 @@ class Evaluate(Source):
     masks/.
 
     Attributes:
-        output: folder of evaluation.json and evaluation.csv, made if missing.
+        output: folder of evaluation.json, evaluation.csv and retention.png, made if missing.
         methods: amx, gradcam, ig, occlusion, rise, extremal, random, centre; all but amx give the
             smallest top share of their ranking that holds; NAME+prune prunes it.
         first: how many of the photos, the first by name; 0 for all.
+        curves: measure on how many unseen backgrounds nested masks of 1 … 100 % keep the decision, and
+            insertion and deletion, and plot the first.
+        sensitivity: perturbed copies of each photo by which it is measured how far a little noise moves
+            a ranking; each costs as much as a photo; 0 for none.
+        randomised: explain the photos of each method once more for the classifier with random
+            parameters: what an explanation should not look like.
         others: as of explain.
         config: see above.
     """
@@ -223,11 +236,16 @@ class Evaluate(Source):
         "rise",
     )
     first: int = 0
+    curves: bool = True
+    sensitivity: int = 0
+    randomised: FlagCreatePairsOff[bool] = False
     others: OtherPhotos = ()
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
         """Explain the photos by each method; returns the exit status."""
+        if self.sensitivity < 0:
+            raise ConfigError(f"sensitivity: found {self.sensitivity}, expected at least 0")
         from amx_jax.data.annotated import find_annotations, photo_folder
 
         places: dict[Path, Any] = {}
@@ -242,9 +260,7 @@ class Evaluate(Source):
             photos, total = photos[: self.first], min(total, self.first)
         if not photos:
             return NOTHING
-        from amx_jax.evaluate.compare import compare, configured
-        from amx_jax.evaluate.summary import summarise
-        from amx_jax.explainer import Unexplained
+        from amx_jax.evaluate.compare import Failure, Measures, compare, configured
 
         configs = {method: configured(self.config, method) for method in self.methods}
         classifier = self.load(min(len(photos), self.config.batch_size))
@@ -261,43 +277,77 @@ class Evaluate(Source):
                 lambda target, place=place: place and place.region(target, classifier.preprocess)
             )
         records: list[dict[str, Any]] = []
-        console, wanted = Console(stderr=True), len(self.methods) * len(names)
-        interrupted = False
-        try:
-            with console.status("", spinner="line") as status:
-                for found in compare(classifier, images, names, regions, configs, others):
-                    if isinstance(found, Unexplained):
-                        complain(found.reason)
+        console, wanted = Console(stderr=True), len(configs) * len(names)
+        ending = DONE
+        with console.status("", spinner="line") as status:
+
+            def show(method: str, what: str, done: int) -> None:
+                status.update(f"{method}: {what}, {done} of {len(names)}")
+
+            def keep(method: str) -> None:
+                with suppress(OutputError):  # told at the end, where it stays so
+                    self._write(records)
+
+            measures = Measures(self.curves, self.sensitivity, self.randomised)
+            found = compare(classifier, images, names, regions, configs, others, measures, show, keep)
+            try:
+                for record in found:
+                    if isinstance(record, Failure):
+                        complain(f"{one_line(record.image)} ({record.method}): {record.reason}")
                         continue
-                    records.append(found)
-                    status.update(f"{found['method']}: {len(records)} of {wanted}")
-        except KeyboardInterrupt:  # what is finished is kept
-            complain("interrupted")
-            interrupted = True
-        ending = outcome(len(records), len(self.methods) * total)
-        if interrupted:
-            ending = INTERRUPTED
+                    records.append(record)
+                    status.update(f"{record['method']}: {len(records)} of {wanted}")
+            except KeyboardInterrupt:  # what is finished is kept
+                complain("interrupted")
+                ending = INTERRUPTED
+        ending = ending or outcome(len(records), len(configs) * total)
         if not records:
             return ending
-        summaries = summarise(records, self.methods[0])
-        write_evaluation(self.output, records, summaries, {})
+        summaries = self._write(records)
         if self.json:
             show_json(summaries)
         else:
             out = Console(highlight=False)
             out.print(methods_table(summaries, out.width))
-            out.print(f"\n{METHODS_LEGEND}\n", style="dim")
+            out.print(Text(f"\n{methods_legend(summaries, out.width)}\n", "dim"))
+            if self.randomised:
+                out.print(Text(f"{randomised_lines(summaries)}\n"))
             out.out(f"results in {one_line(self.output)}/", highlight=False)
         return ending
+
+    def _write(self, records: Sequence[dict[str, Any]]) -> "list[MethodSummary]":
+        """Write what has been found so far; returns its summaries."""
+        import numpy as np
+
+        from amx_jax.evaluate.curves import AREAS
+        from amx_jax.evaluate.summary import mean_curve, summarise
+        from amx_jax.report.plots import retention_plot
+
+        summaries = summarise(records, self.methods[0])
+        measured = [record for record in records if record["curve"] is not None]
+        pictures = {}
+        if measured:
+            count = len({record["image"] for record in measured})
+            areas = np.array(AREAS)
+            pictures["retention"] = retention_plot(
+                {
+                    method: (areas, mean_curve(measured, method, areas))
+                    for method in dict.fromkeys(record["method"] for record in measured)
+                },
+                f"{self.classifier}, {count} photo{'s' if count > 1 else ''}: median of nested masks",
+                self.config.delta if self.config.notion == "robust" else None,
+            )
+        write_evaluation(self.output, records, summaries, pictures)
+        return summaries
 
 
 def other_photos(
     config: Config, paths: Sequence[str], classifier: "Classifier"
 ) -> tuple[Image.Image, ...]:
-    """The photos that backgrounds show, where a kind does; the bundled ones where none are given."""
+    """The photos that backgrounds and controls show; the bundled ones where none are given."""
     from amx_jax.masks.backgrounds import SHOW_PHOTOS
 
-    if not set(config.kinds) & set(SHOW_PHOTOS):
+    if not config.controls and not set(config.kinds) & set(SHOW_PHOTOS):
         return ()
     found, failures = find_photos(paths or bundled_photos())
     if failures:

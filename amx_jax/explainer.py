@@ -18,18 +18,22 @@ import numpy as np
 from PIL import Image
 
 from amx_jax.classifiers.classifier import Classifier
+from amx_jax.classifiers.fingerprint import fingerprint
 from amx_jax.config import Config
 from amx_jax.errors import ClassifierError, ConfigError, ImageError
+from amx_jax.evaluate.metrics import iou_matrix_mean
 from amx_jax.evaluate.peers import METHODS
 from amx_jax.lift import Devices
 from amx_jax.masks.backgrounds import SHOW_PHOTOS
 from amx_jax.objective.decision import MARGIN, NONE, Decision
 from amx_jax.optimize.loop import Optimized, Optimizer, image_keys, look
 from amx_jax.verify.certificate import Certificate, Kept, certify, pooled_bound
+from amx_jax.verify.controls import Controls, shape_leakage, specificity
 from amx_jax.verify.evaluator import Evaluator
 from amx_jax.verify.notion import ROUNDS, Notion, View
 from amx_jax.verify.pool import Judged, Pool, Search
 from amx_jax.verify.prune import prune, smallest_prefix, step_back, widen
+from amx_jax.verify.words import in_words
 
 SCHEMA = 1
 # Rankings that compete with the optimiser's to be pruned, where a mask must hold on many backgrounds:
@@ -60,10 +64,12 @@ class Explanation:
         decision: what had to hold of it.
         rival: name of the class that it was compared with, or None.
         certificate: what was measured on ``mask``.
+        controls: what must not have given the decision, and did or did not.
         steps: steps that the optimiser took.
         calls: forward passes that it took to find and prune the mask.
         seconds: this photo's share of the time.
         classifier: its name.
+        weights: SHA-256 of its parameters.
         config: the whole configuration.
         cell: side of the squares it is minimal in, in pixels.
     """
@@ -79,10 +85,12 @@ class Explanation:
     decision: Decision
     rival: str | None
     certificate: Certificate
+    controls: Controls
     steps: int
     calls: int
     seconds: float
     classifier: str
+    weights: str
     config: Config
     cell: int
 
@@ -94,10 +102,11 @@ class Explanation:
         """
         c = self.certificate
         rgb = tuple(self.config.background)
-        return {
+        record = {
             "schema": SCHEMA,
             "image": image,
             "classifier": self.classifier,
+            "weights": self.weights,
             "target": {"index": self.target, "name": self.label},
             "decision": self._decision(),
             "probability": {
@@ -122,6 +131,7 @@ class Explanation:
             },
             "robustness": {k: {"kept": kept, "trials": n} for k, (kept, n) in c.robustness.items()},
             "robustness_bound": {"share": c.bound, "certainty": c.certainty},
+            "controls": self._controls(),
             "components": c.components,
             "background": {"name": "#{:02x}{:02x}{:02x}".format(*rgb), "rgb": rgb},
             "seed": self.config.seed,
@@ -130,6 +140,28 @@ class Explanation:
             "config": dataclasses.asdict(self.config),
             "versions": versions(),
         }
+        return {**record, "words": in_words(record)}
+
+    def _controls(self) -> dict[str, Any]:
+        """What was controlled, as JSON; null where it was not."""
+        found: dict[str, Any] = {"specificity": None, "leakage": None, "stability": None}
+        if self.controls.specificity is not None:
+            own, *wrong, holds = self.controls.specificity
+            kept = {
+                kind: {"kept": hits, "trials": n}
+                for kind, (hits, n) in zip(("displaced", "scattered"), wrong, strict=True)
+            }
+            found["specificity"] = {"own": own, **kept, "holds": holds}
+        if self.controls.leakage is not None:
+            *kinds, flagged = self.controls.leakage
+            leaked = {
+                kind: {"leaked": hits, "trials": n}
+                for kind, (hits, n) in zip(("constants", "photos"), kinds, strict=True)
+            }
+            found["leakage"] = {**leaked, "flagged": flagged}
+        if self.controls.stability is not None:
+            found["stability"] = {"seeds": self.config.seeds, "iou": self.controls.stability}
+        return {**found, "flags": list(self.controls.flags)}
 
     def _decision(self) -> dict[str, Any]:
         """What had to hold, as JSON."""
@@ -177,6 +209,7 @@ class _Verified(NamedTuple):
     mask: np.ndarray
     calls: int
     certificate: Certificate
+    controls: Controls
 
 
 class Explainer:
@@ -186,8 +219,9 @@ class Explainer:
         classifier: f, as :func:`amx_jax.load_classifier` returns it.
         config: how to search and verify.
         devices: JAX devices of one platform that share the work; by default all there are.
-        others: photos of other things, at least two, for backgrounds that show them; those in even
-            places appear in the search, the others in the certificate.
+        others: photos of other things, at least two for backgrounds that show them: those in even
+            places appear in the search, the others in the certificate. All are seen through the mask,
+            to know whether its shape alone gives the decision.
 
     Raises:
         ConfigError: a stage that the classifier does not have, or too few other photos.
@@ -228,10 +262,17 @@ class Explainer:
             warnings.warn(f"{classifier.name} has no stages: the activation term is off", stacklevel=2)
         self._devices = shared = Devices(devices, config.chunk)
         pixels = [self._input(number, photo) for number, photo in enumerate(others)]
-        photos = np.stack(pixels) if pixels else None
+        none = np.zeros((0, *classifier.preprocess.shape), np.uint8)
+        self._others = np.stack(pixels) if pixels else none
         self._evaluator = Evaluator(
-            classifier, config.background, config.candidates, shared, config.kinds, photos
+            classifier,
+            config.background,
+            config.candidates,
+            shared,
+            config.kinds,
+            self._others if shown else none,  # else they would only be compiled in
         )
+        self._fingerprint = fingerprint(classifier.params)
         self._copies: dict[jax.Device, Any] = {}
         self._ask = jax.jit(
             lambda *asked: look(classifier, config.threshold, *asked).decision  # params, pixels, …
@@ -357,10 +398,11 @@ class Explainer:
                     pool.add(job.number, self._verify(job, optimized))
                 phase = "optimising"
             work = sum(OPTIMISED * job.share for job in slots.values()) + OPTIMISED * len(verified)
-            on_progress(phase, work + len(results))
-            while following in results:
-                yield results.pop(following)
-                following += 1
+            seeds = self.config.seeds
+            on_progress(phase, (work + len(results)) / seeds)
+            while all(number in results for number in range(following, following + seeds)):
+                yield _joined([results.pop(following + again) for again in range(seeds)])
+                following += seeds
 
     def _jobs(self, images, targets, rivals) -> Iterator[_Job]:
         asked = {
@@ -383,8 +425,10 @@ class Explainer:
                     "rival, expected two classes"
                 )
             # The image's own content names it: neither its order nor its neighbours change its
-            # randomness.
-            yield _Job(number, pixels, zlib.crc32(pixels.tobytes()), target, rival)
+            # randomness. Where a checksum begins is what its repetitions differ in.
+            for again in range(self.config.seeds):
+                name = zlib.crc32(pixels.tobytes(), again)
+                yield _Job(number * self.config.seeds + again, pixels, name, target, rival)
 
     def _input(self, number: int, image: Photo) -> np.ndarray:
         if isinstance(image, Image.Image):
@@ -483,7 +527,8 @@ class Explainer:
         )
         calls = notion.views - found
         certificate = yield from certify(mask, self.cell, notion, kept, certainty, share)
-        return _Verified(start, ranking, before, sufficient, mask, calls, certificate)
+        controls = self._controlled(job, optimized.decision, mask)
+        return _Verified(start, ranking, before, sufficient, mask, calls, certificate, controls)
 
     def _search(self, job, decision, notion, mask, holds, ranking, refused) -> Search[tuple[Any, Kept]]:
         """A mask, pruned, and on how many unseen backgrounds it meets the goal.
@@ -526,6 +571,51 @@ class Explainer:
         scores = {kind: notion.scores(kept.get(kind), lost.get(kind)) for kind in kept or lost}
         return {kind: (int((values > MARGIN).sum()), len(values)) for kind, values in scores.items()}
 
+    def retention(
+        self, explanation: Explanation, masks: Sequence[np.ndarray], trials: int
+    ) -> list[float]:
+        """On which share of random backgrounds each mask keeps an explanation's decision.
+
+        The backgrounds are the same for all masks; neither the search nor the certificate has seen
+        them. Whatever the goal, it is the mask that is asked about, not its complement.
+
+        Args:
+            explanation: of this explainer; says the photo and the decision.
+            masks: bool ``(H, W)`` each.
+            trials: backgrounds of each kind.
+
+        Returns:
+            A share in [0, 1] for each mask, all kinds together.
+        """
+        _, key, _ = image_keys(self.config.seed, zlib.crc32(explanation.pixels.tobytes()))
+        key = jax.random.fold_in(key, 2**31)  # no round of a certificate has that number
+        shares = []
+        for mask in masks:
+            judged = self._evaluator.unseen(explanation.pixels, explanation.decision, mask, key, trials)
+            shares.append(float(np.mean([one.margins > MARGIN for one in judged.values()])))
+        return shares
+
+    def _controlled(self, job: _Job, decision: Decision, mask: np.ndarray) -> Controls:
+        """What must not give the decision."""
+        count, size = self.config.controls, self._evaluator.batch_size
+        if not count:
+            return Controls()
+        start = time.perf_counter()
+        rng = np.random.default_rng([self.config.seed, job.name])
+
+        def ask(images: list[np.ndarray], masks: list[np.ndarray]) -> np.ndarray:
+            asked = [decision] * size
+            parts = [slice(first, first + size) for first in range(0, len(masks), size)]
+            judge = self._evaluator.judge
+            return np.concatenate([judge(images[p], asked, masks[p]).margins for p in parts])
+
+        specific = None  # a mask that need not keep the decision has nothing to be specific of
+        if self.config.goal != "necessary":
+            specific = specificity(ask, job.pixels, mask, self.cell, count, rng)
+        found = Controls(specific, shape_leakage(ask, mask, self._others, count, rng))
+        job.seconds += time.perf_counter() - start
+        return found
+
     def _explanation(self, job: _Job, optimized: Optimized, verified: _Verified) -> Explanation:
         labels, (target, rival, _) = self.classifier.labels, optimized.decision
         return Explanation(
@@ -540,13 +630,24 @@ class Explainer:
             decision=optimized.decision,
             rival=labels[rival] if rival >= 0 else None,
             certificate=verified.certificate,
+            controls=verified.controls,
             steps=optimized.steps,
             calls=verified.calls,
             seconds=job.seconds,
             classifier=self.classifier.name,
+            weights=self._fingerprint,
             config=self.config,
             cell=self.cell,
         )
+
+
+def _joined(found: Sequence[Explanation | Unexplained]) -> Explanation | Unexplained:
+    """The first of the repetitions of one photo, which says how alike they are."""
+    first, explanations = found[0], [one for one in found if isinstance(one, Explanation)]
+    if isinstance(first, Unexplained) or len(explanations) < 2:
+        return first
+    alike = iou_matrix_mean([one.mask for one in explanations])
+    return dataclasses.replace(first, controls=first.controls._replace(stability=alike))
 
 
 def searched(config: Config) -> Config:

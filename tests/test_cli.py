@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -26,6 +25,8 @@ from amx_jax.classifiers.registry import CLASSIFIERS
 from amx_jax.cli import main, parse
 from amx_jax.data.photos import bundled_photos
 from amx_jax.data.results import read_evaluation, read_explanations
+from amx_jax.evaluate.peers import METHODS
+from amx_jax.explainer import Unexplained
 
 BRIEF = ["--steps=2", "--trials=1", "--batch-size=2", "--candidates=8"]
 BRIEF += ["--generator=grid", "--grid=8", "--cell=8"]
@@ -33,6 +34,7 @@ CONTRACT = {
     "schema": None,
     "image": None,
     "classifier": None,
+    "weights": None,
     "target": ["index", "name"],
     "decision": ["kind"],
     "probability": ["image", "explanation", "complement"],
@@ -45,6 +47,7 @@ CONTRACT = {
     "before_pruning": ["area", "sufficient"],
     "robustness": ["colour", "noise", "blur"],
     "robustness_bound": ["share", "certainty"],
+    "controls": ["specificity", "leakage", "stability", "flags"],
     "components": None,
     "background": ["name", "rgb"],
     "seed": None,
@@ -52,6 +55,7 @@ CONTRACT = {
     "seconds": None,
     "config": [field.name for field in dataclasses.fields(Config)],
     "versions": None,
+    "words": None,
 }
 PICTURES = ("input", "mask", "overlay", "explanation")
 
@@ -91,7 +95,16 @@ def terminal():
 
 @pytest.fixture(scope="module")
 def explainers():
-    return functools.cache(Explainer)  # compiled once for each configuration
+    """Compiled once for each configuration; photos have no hash."""
+    made = {}
+
+    def explainer(classifier, config, others=()):
+        key = classifier, config, tuple(photo.tobytes() for photo in others)
+        if key not in made:
+            made[key] = Explainer(classifier, config, others=others)
+        return made[key]
+
+    return explainer
 
 
 @pytest.fixture
@@ -510,6 +523,10 @@ def test_every_field_of_the_configuration_is_an_option_of_its_name():
         "budget": False,
         "shrink": 0.5,
         "grow": 1.5,
+        "dual": 0.25,
+        "hardening": "annealed",
+        "controls": 8,
+        "seeds": 2,
         "steps": 3,
         "patience": 2,
         "progress": 0.5,
@@ -655,7 +672,7 @@ def test_methods_are_compared_on_annotated_photos_and_a_bad_photo_stops_nothing(
     (folder / "images" / "torn.png").write_bytes(b"nothing")
     output = tmp_path / "out"
     arguments = ["evaluate", str(folder), "--methods", "occlusion", "centre", "--output", str(output)]
-    assert main([*arguments, "--trials", "2", "--candidates", "8"]) == 1
+    assert main([*arguments, "--trials", "2", "--candidates", "8", "--no-curves"]) == 1
     captured = capsys.readouterr()
     assert "torn.png" in captured.err and captured.err.count("\n") == 1
     records, summaries = read_evaluation(output)
@@ -676,3 +693,72 @@ def test_a_method_that_does_not_exist_is_refused_before_anything_is_made(tmp_pat
     assert main(["evaluate", "--methods", method, "--output", str(output)]) == 2
     assert f"no method {method!r}" in capsys.readouterr().err
     assert not output.exists()
+
+
+QUICK = ["--trials=1", "--batch-size=2", "--candidates=8", "--cell=8", "--controls=0"]
+
+
+def test_measures_that_are_asked_for_are_told_and_no_progress_is_without_a_terminal(small, photos):
+    folder = [save(photo, f"photos/{i}.png") for i, photo in enumerate(photos[:2])]
+    measures = ["--sensitivity=1", "--randomised", "--no-curves"]
+    found = amx("evaluate", *folder, "--methods", "centre", *measures, *QUICK)
+    assert (found.status, found.err) == (0, "")
+    assert files_in("amx-evaluation") == ["evaluation.csv", "evaluation.json"]
+    lines = found.out.splitlines()
+    heading, *legend = lines[0], *lines[4:]
+    assert "sens" in heading and "ins" not in heading.split()
+    assert not any(line.startswith(("ins ", "leak", "IoU seeds")) for line in legend)
+    text = " ".join(found.out.split())
+    assert "centre: of the randomised classifier " in text
+    assert "rank correlation 1.00, IoU 1.00" in text
+    assert "hardly depends on what the classifier has learned" in text
+    records, _ = read_evaluation("amx-evaluation")
+    assert [record["sensitivity"] for record in records] == [0, 0]
+    assert all(record["curve"] is None for record in records)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_method_that_is_finished_outlives_the_next(small, photos, monkeypatch, error):
+    rank = METHODS["random"]
+
+    def broken(*arguments):
+        raise error("no such luck")
+
+    methods = {**METHODS, "random": rank._replace(rank=broken)}
+    monkeypatch.setattr("amx_jax.explainer.METHODS", methods)
+    arguments = ["evaluate", save(photos[0], "photo.png"), "--methods", "centre", "random", *QUICK]
+    if error is KeyboardInterrupt:
+        found = amx(*arguments)
+        assert (found.status, found.complaints()) == (130, ["amx: interrupted"])
+        assert "centre" in found.out
+    else:
+        with pytest.raises(error, match="no such luck"):
+            amx(*arguments)
+    records, summaries = read_evaluation("amx-evaluation")
+    assert [record["method"] for record in records] == ["centre"]
+    assert [summary["method"] for summary in summaries] == ["centre"]
+
+
+def test_a_photo_without_an_explanation_is_named_with_its_method(small, photos, monkeypatch):
+    class Failing(Explainer):
+        def stream(self, images):
+            for found in super().stream(images):
+                yield found if found.pixels.any() else Unexplained("it is not finite")
+
+    monkeypatch.setattr("amx_jax.evaluate.compare.Explainer", Failing)
+    paths = [save(photos[0], "a.png"), save(np.zeros_like(photos[0]), "black.png")]
+    found = amx("evaluate", *paths, "--methods", "centre", *QUICK)
+    assert (found.status, found.complaints()) == (1, ["amx: black.png (centre): it is not finite"])
+    [record], _ = read_evaluation("amx-evaluation")
+    assert record["image"] == "a.png"
+    assert record["curve"]["retention"][-1] == 1
+    assert 0 <= record["deletion"] <= 1 and 0 <= record["insertion"] <= 1
+    assert record["sensitivity"] is record["randomised"] is None
+    assert files_in("amx-evaluation") == ["evaluation.csv", "evaluation.json", "retention.png"]
+
+
+def test_fewer_than_no_perturbed_copies_are_refused(small):
+    assert amx("evaluate", "--sensitivity", "-1").complaints() == [
+        "amx: sensitivity: found -1, expected at least 0"
+    ]
+    assert not Path("amx-evaluation").exists()

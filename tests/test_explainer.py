@@ -134,6 +134,7 @@ CONTRACT = {
     "schema": int,
     "image": str,
     "classifier": str,
+    "weights": str,
     "target": {"index": int, "name": str},
     "decision": {"kind": str},
     "probability": {"image": float, "explanation": float, "complement": float},
@@ -146,6 +147,21 @@ CONTRACT = {
     "before_pruning": {"area": float, "sufficient": bool},
     "robustness": {kind: {"kept": int, "trials": int} for kind in ("colour", "noise", "blur")},
     "robustness_bound": {"share": float, "certainty": float},
+    "controls": {
+        "specificity": {
+            "own": bool,
+            "displaced": {"kept": int, "trials": int},
+            "scattered": {"kept": int, "trials": int},
+            "holds": bool,
+        },
+        "leakage": {
+            "constants": {"leaked": int, "trials": int},
+            "photos": {"leaked": int, "trials": int},
+            "flagged": bool,
+        },
+        "stability": type(None),
+        "flags": list,
+    },
     "components": int,
     "background": {"name": str, "rgb": list},
     "seed": int,
@@ -153,6 +169,7 @@ CONTRACT = {
     "seconds": float,
     "config": dict,
     "versions": dict,
+    "words": list,
 }
 
 
@@ -582,6 +599,38 @@ def test_any_methods_ranking_makes_a_mask_that_holds(tiny, classify, photos, met
         if not pruned:  # the top share of the ranking, none of it better than what is left out
             assert np.array_equal(e.mask, e.optimized_mask)
             assert e.ranking[e.mask].min() >= e.ranking[~e.mask].max()
+
+
+def test_controls_ask_about_wrong_masks_and_the_shape(tiny, classify, photos):
+    """What the certificate says of wrong masks is what the classifier says of them."""
+    explanations = Explainer(tiny, CONFIG, others=photos[4:])(list(photos[:4]))
+    for e in explanations:
+        specific, leakage = e.controls.specificity, e.controls.leakage
+        assert specific.own == (classify(e.pixels, e.mask).argmax() == e.target)
+        assert specific.displaced[1] == specific.scattered[1] == (20 if e.mask.any() else 0)
+        assert leakage.constants[1] == 20
+        own = [classify(photo).argmax() == e.target for photo in photos[4:]]
+        assert leakage.photos[1] == own.count(False)
+        leaked = [
+            classify(photo, e.mask).argmax() == e.target
+            for photo, same in zip(photos[4:], own, strict=True)
+            if not same
+        ]
+        assert leakage.photos[0] == sum(leaked)
+        assert bool(e.controls.flags) == (not specific.holds or leakage.flagged)
+    assert Explainer(tiny, replace(CONFIG, controls=0))([photos[0]])[0].controls == (None, None, None)
+
+
+def test_several_seeds_say_how_alike_their_masks_are(tiny, explanations, photos):
+    twice = Explainer(tiny, replace(CONFIG, seeds=2))(list(photos[:3]))
+    assert len(twice) == 3
+    for once, both in zip(explanations, twice, strict=False):
+        assert np.array_equal(once.mask, both.mask) and once.controls.stability is None
+        assert 0 <= both.controls.stability <= 1
+        assert both.record("a")["controls"]["stability"]["seeds"] == 2
+    # A method without randomness finds the same mask again.
+    [same] = Explainer(tiny, replace(CONFIG, method="occlusion", seeds=3))([photos[0]])
+    assert same.controls.stability == 1
 
 
 def test_backgrounds_that_show_photos_need_some(tiny, photos):

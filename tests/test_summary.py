@@ -34,6 +34,9 @@ def record(image, method="amx", **values):
         "seconds": 1.0,
         "passes": 100,
         "curve": None,
+        "sensitivity": None,
+        "controls": None,
+        "randomised": None,
     } | values
 
 
@@ -149,6 +152,53 @@ def test_what_was_not_measured_is_left_out_and_counted():
         "lift_versus": nothing,
     }
     assert bare["insertion"] == bare["deletion"] == bare["minimal"] == {"value": None, "photos": 0}
+
+
+def controls(specific, leaking, iou):
+    """Those of one mask, without what the summary does not read."""
+    stability = None if iou is None else {"seeds": 3, "iou": iou, "flagged": iou < 0.5}
+    return {
+        "specificity": {"holds": specific},
+        "leakage": {"flagged": leaking},
+        "stability": stability,
+        "flags": [],
+    }
+
+
+def test_controls_are_shares_of_the_masks_that_have_them():
+    values = [
+        controls(True, False, 0.5),
+        controls(False, False, None),
+        controls(True, True, 0.25),
+        None,
+    ]
+    [found] = summarise([record(str(i), controls=value) for i, value in enumerate(values)])
+    assert found["specific"] == {"value": pytest.approx(2 / 3), "photos": 3}
+    assert found["leaking"] == {"value": pytest.approx(1 / 3), "photos": 3}
+    assert found["stability"] == {"value": 0.375, "photos": 2}
+
+
+def test_the_randomised_classifier_is_counted_and_averaged_where_there_is_a_number():
+    def agreement(holds, area, correlation, iou):
+        chance = None if iou is None else 0.25
+        numbers = {"rank_correlation": correlation, "iou": iou, "iou_chance": chance}
+        return {"holds": holds, "area": area, **numbers}
+
+    values = [agreement(True, 0.0, 0.5, 0.1), agreement(False, 1.0, None, 0.3), None]
+    values.append(agreement(True, 0.2, -0.3, None))
+    records = [
+        record(str(i), randomised=value, sensitivity=i or None) for i, value in enumerate(values)
+    ]
+    [found] = summarise(records)
+    assert found["sensitivity"] == {"value": 2, "photos": 3}
+    assert found["randomised"] == {
+        "photos": 3,
+        "holds": 2,
+        "empty": 1,
+        "rank_correlation": {"value": pytest.approx(0.1), "photos": 2},
+        "iou": {"value": pytest.approx(0.2), "photos": 2},
+        "iou_chance": {"value": 0.25, "photos": 2},
+    }
 
 
 # --- against the reference ------------------------------------------------------------------------

@@ -7,12 +7,13 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from amx_jax.report.terminal import METHODS_LEGEND, methods_table
+from amx_jax.report.terminal import methods_legend, methods_table, randomised_lines
 
+WIDE = 170  # room for every column
 STAY = ["method", "holds %", "area %"]
 ALL = [
     *["method", "n", "holds %", "area %", "vs amx", "suf %", "nec %", "drop %", "energy ×"],
-    *["parts", "s", "passes"],
+    *["ins", "del", "sens", "spec %", "leak %", "IoU seeds", "parts", "s", "passes"],
 ]
 
 
@@ -34,6 +35,12 @@ def summary(method, **values):
         "ratio": interval(5.321, 3.6, 7.125),
         "drop": 0.437,
         "energy": {"lift": figure(2.04)},
+        "insertion": figure(0.61),
+        "deletion": figure(0.125),
+        "sensitivity": figure(0.3333),
+        "specific": figure(0.9),
+        "leaking": figure(0.0),
+        "stability": figure(0.42),
         "components": figure(5.0),
         "seconds": figure(10.84),
         "passes": figure(12345.0),
@@ -63,9 +70,11 @@ def test_the_table_fits_the_terminal_and_no_number_is_cut(width):
 
 
 def test_every_column_is_there_where_there_is_room():
-    assert headings(SUMMARIES, 130) == ALL
-    row = lines([summary("amx"), summary("rise")], 130)[2]
-    numbers = "60 50 10.4 [8.8 13.6] 5.32 [3.60 7.12] 100 25 44 2.0 5 10.8 12345"
+    assert headings(SUMMARIES, WIDE) == ALL
+    row = lines([summary("amx"), summary("rise")], WIDE)[2]
+    numbers = (
+        "60 50 10.4 [8.8 13.6] 5.32 [3.60 7.12] 100 25 44 2.0 0.61 0.12 0.33 90 0 0.42 5 10.8 12345"
+    )
     assert row.split() == ["rise", *numbers.split()]
 
 
@@ -86,31 +95,34 @@ def test_a_long_name_is_shortened_only_where_nothing_else_can_go():
 
 def test_nought_and_a_hundred_per_cent_are_none_and_all():
     for share, text in [(0, "0"), (0.001, "1"), (0.5, "50"), (0.999, "99"), (1, "100"), (None, "")]:
-        table = methods_table([summary("amx", holds={"value": share}), summary("rise")], 130)
+        table = methods_table([summary("amx", holds={"value": share}), summary("rise")], WIDE)
         assert [str(cell) for cell in table.columns[2].cells] == [text, "50"]
 
 
 def test_green_is_all_and_yellow_is_not():
-    [_, row] = lines([summary("amx", necessary={"value": None})], 130, colour=True)
+    [_, row] = lines([summary("amx", necessary={"value": None})], WIDE, colour=True)
     assert "\x1b[33m50\x1b[0m" in row and "\x1b[32m100\x1b[0m" in row
-    assert row.count("\x1b[3") == 2
+    assert row.count("\x1b[3") == 4
+    for leaking, colour in [(0.0, 32), (0.5, 33), (1.0, 33)]:  # none is the best
+        summaries = [summary("amx", leaking={"value": leaking})]
+        assert f"\x1b[{colour}m{100 * leaking:.0f}\x1b[0m" in lines(summaries, WIDE, colour=True)[1]
 
 
 def test_the_reference_is_named_and_is_one_times_itself():
     ours, rise = summary("rex", reference="rex"), summary("rise", reference="rex")
-    table = methods_table([ours, rise], 130)
+    table = methods_table([ours, rise], WIDE)
     [column] = [column for column in table.columns if column.header == "vs rex"]
     assert [str(cell) for cell in column.cells] == ["1", "5.32 [3.60 7.12]"]
 
 
 def test_a_column_without_a_value_is_left_out_and_a_missing_one_is_empty():
     unknown = {"energy": {"lift": {"value": None}}}
-    assert "energy ×" not in headings([summary("amx", **unknown)], 130)
-    table = methods_table([summary("amx", **unknown), summary("rise")], 130)
+    assert "energy ×" not in headings([summary("amx", **unknown)], WIDE)
+    table = methods_table([summary("amx", **unknown), summary("rise")], WIDE)
     [column] = [column for column in table.columns if column.header == "energy ×"]
     assert [str(cell) for cell in column.cells] == ["", "2.0"]
     no_end = summary("rise", ratio={"value": 2.0, "lower": 1.0, "upper": None})
-    [column] = [c for c in methods_table([no_end], 130).columns if c.header == "vs amx"]
+    [column] = [c for c in methods_table([no_end], WIDE).columns if c.header == "vs amx"]
     assert [str(cell) for cell in column.cells] == ["2.00"]
 
 
@@ -119,10 +131,38 @@ def test_the_table_of_no_method_has_headings_only():
 
 
 def test_names_are_not_markup():
-    assert "[red]amx" in lines([summary("[red]amx")], 130)[1]
+    assert "[red]amx" in lines([summary("[red]amx")], WIDE)[1]
 
 
-def test_the_legend_fits_and_explains_each_column():
-    assert all(len(line) <= 80 for line in METHODS_LEGEND.splitlines())
-    keys = METHODS_LEGEND.replace("vs ", "vs amx ")
-    assert all(heading in keys for heading in ALL if heading != "method")
+@pytest.mark.parametrize("width", [WIDE, 100, 80, 50])
+def test_the_legend_fits_and_explains_the_columns_that_are_shown_and_no_other(width):
+    explained = methods_legend(SUMMARIES, width).splitlines()
+    shown = headings(SUMMARIES, width)[1:]
+    assert len(explained) == len(shown) and all(cell_len(line) <= 80 for line in explained)
+    for heading, line in zip(shown, explained, strict=True):
+        assert line.startswith(f"{heading} ") and line.removeprefix(heading).strip()
+
+
+def against_random(**values):
+    figures = {"rank_correlation": 0.03, "iou": 0.024, "iou_chance": 0.02} | values
+    return {
+        "photos": 16,
+        "holds": 15,
+        "empty": 12,
+        **{key: {"value": value, "photos": 16} for key, value in figures.items()},
+    }
+
+
+def test_a_method_that_explains_the_randomised_classifier_alike_is_told_so():
+    [amx] = [summary("amx", randomised=against_random())]
+    assert randomised_lines([amx]) == (
+        "amx: of the randomised classifier 15 of 16 masks hold (12 empty: it gives its class to the "
+        "bare background), rank correlation 0.03, IoU 0.02 (0.02 by chance)"
+    )
+    alike = summary("centre", randomised=against_random(rank_correlation=0.51))
+    assert "hardly depends" in randomised_lines([alike])
+    unknown = dict.fromkeys(("rank_correlation", "iou", "iou_chance"))
+    bare = summary("rise", randomised=against_random(**unknown) | {"empty": 0})
+    assert randomised_lines([bare]) == "rise: of the randomised classifier 15 of 16 masks hold"
+    none = summary("rise", randomised=against_random() | {"photos": 0})
+    assert randomised_lines([none, amx]).count("\n") == 0

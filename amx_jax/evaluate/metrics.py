@@ -365,16 +365,38 @@ def max_sensitivity(
     """
     if samples < 1:
         raise ValueError(f"samples: found {samples}, expected at least 1")
-    reference = np.asarray(explain(image), float)
+    reference = explain(image)
+    noise = (rng.uniform(-radius, radius, image.shape).astype(image.dtype) for _ in range(samples))
+    return greatest_change(reference, [explain(image + delta) for delta in noise])
+
+
+def greatest_change(reference: np.ndarray, moved: Sequence[np.ndarray]) -> float:
+    """The greatest distance of some maps from one, over that one's norm: max ‖m − r‖ / ‖r‖.
+
+    Args:
+        reference: r, of any shape; one that is all zero has no scale, and the distance itself counts.
+        moved: m, each of the same shape; at least one.
+
+    Returns:
+        At least 0 (no change).
+
+    Raises:
+        ValueError: maps of two shapes.
+
+    Examples:
+        >>> greatest_change(np.array([3.0, 4.0]), [np.array([3.0, 4.0]), np.array([0.0, 0.0])])
+        1.0
+
+    Reference: as of :func:`max_sensitivity`.
+    """
+    reference = np.asarray(reference, float)
     distances = []
-    for _ in range(samples):
-        noise = rng.uniform(-radius, radius, image.shape).astype(image.dtype)
-        moved = np.asarray(explain(image + noise), float)
-        if moved.shape != reference.shape:
+    for one in moved:
+        if np.shape(one) != reference.shape:
             raise ValueError(
-                f"explain: found maps {reference.shape} and {moved.shape}, expected one shape"
+                f"explain: found maps {reference.shape} and {np.shape(one)}, expected one shape"
             )
-        distances.append(np.linalg.norm(moved - reference))
+        distances.append(np.linalg.norm(np.asarray(one, float) - reference))
     return float(max(distances) / (np.linalg.norm(reference) or 1.0))
 
 

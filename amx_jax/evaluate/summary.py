@@ -56,6 +56,26 @@ class Localised(TypedDict):
     lift_versus: Estimate
 
 
+class Randomised(TypedDict):
+    """A method's explanations of a classifier with random parameters, against the real one's.
+
+    Attributes:
+        photos: with such an explanation.
+        holds: how many of its masks satisfy the notion.
+        empty: how many keep nothing: the classifier gives its class to the bare background.
+        rank_correlation: mean of Spearman's ρ between the two rankings of a photo.
+        iou: mean IoU of a mask with the same share of the random classifier's ranking.
+        iou_chance: what that would be for a ranking at random.
+    """
+
+    photos: int
+    holds: int
+    empty: int
+    rank_correlation: Figure
+    iou: Figure
+    iou_chance: Figure
+
+
 class MethodSummary(TypedDict):
     """One method over all its photos.
 
@@ -80,6 +100,11 @@ class MethodSummary(TypedDict):
         pointing: pointing game.
         insertion: mean area under the curve, higher is better.
         deletion: the same, lower is better.
+        sensitivity: median of max-sensitivity, 0 is best.
+        specific: share of masks that keep their label where masks like them do not.
+        leaking: share of masks whose shape gives the label without the photo.
+        stability: mean IoU of the masks of several seeds.
+        randomised: against a classifier that has learned nothing.
         components: median number of connected regions.
         seconds: median.
         passes: median number of images that the classifier was asked about.
@@ -105,6 +130,11 @@ class MethodSummary(TypedDict):
     pointing: Localised
     insertion: Figure
     deletion: Figure
+    sensitivity: Figure
+    specific: Figure
+    leaking: Figure
+    stability: Figure
+    randomised: Randomised
     components: Figure
     seconds: Figure
     passes: Figure
@@ -134,7 +164,8 @@ def summarise(records: Sequence[Mapping[str, Any]], reference: str = "amx") -> l
         ...     "probability": {"image": 0.8, "explanation": 0.6}, "passes": 500,
         ...     "retention": {"noise": {"kept": 31, "trials": 32}}, "insertion": None, "deletion": None,
         ...     "energy": 0.9, "energy_chance": 0.3, "iou": None, "iou_chance": None,
-        ...     "pointing": None, "pointing_chance": None, "curve": None,
+        ...     "pointing": None, "pointing_chance": None, "curve": None, "sensitivity": None,
+        ...     "controls": None, "randomised": None,
         ... }
         >>> ours, rise = summarise([record, record | {"method": "rise", "area": 0.05}])
         >>> rise["ratio"]
@@ -237,20 +268,27 @@ def _summary(
         pointing=_localised("pointing", photos, others),
         insertion=_figure(np.mean, _known(photos, "insertion")),
         deletion=_figure(np.mean, _known(photos, "deletion")),
+        sensitivity=_figure(np.median, _known(photos, "sensitivity")),
+        specific=_figure(np.mean, _known(photos, "controls", "specificity", "holds")),
+        leaking=_figure(np.mean, _known(photos, "controls", "leakage", "flagged")),
+        stability=_figure(np.mean, _known(photos, "controls", "stability", "iou")),
+        randomised=_against_random(photos),
         components=_figure(np.median, _known(photos, "components")),
         seconds=_figure(np.median, _known(photos, "seconds")),
         passes=_figure(np.median, _known(photos, "passes")),
     )
 
 
-def _known(photos: Photos, key: str) -> dict[str, float]:
-    """What was measured, by photo."""
-    values = {image: record[key] for image, record in photos.items()}
-    return {
-        image: float(value)
-        for image, value in values.items()
-        if value is not None and math.isfinite(value)
-    }
+def _known(photos: Photos, *keys: str) -> dict[str, float]:
+    """What was measured, by photo: under a key, or under keys one within the other."""
+    found = {}
+    for image, record in photos.items():
+        value: Any = record
+        for key in keys:
+            value = value if value is None else value[key]
+        if value is not None and math.isfinite(value):
+            found[image] = float(value)
+    return found
 
 
 def _figure(statistic: Callable[[list[float]], Any], values: Mapping[str, float]) -> Figure:
@@ -268,6 +306,21 @@ def _pooled(photos: Photos) -> dict[str, dict[str, Any]]:
     for pool in kinds.values():
         pool["share"] = pool["kept"] / pool["trials"] if pool["trials"] else None
     return kinds
+
+
+def _against_random(photos: Photos) -> Randomised:
+    holds, area, correlation, iou, chance = (
+        _known(photos, "randomised", key)
+        for key in ("holds", "area", "rank_correlation", "iou", "iou_chance")
+    )
+    return Randomised(
+        photos=len(holds),
+        holds=int(sum(holds.values())),
+        empty=sum(value == 0 for value in area.values()),
+        rank_correlation=_figure(np.mean, correlation),
+        iou=_figure(np.mean, iou),
+        iou_chance=_figure(np.mean, chance),
+    )
 
 
 def _localised(key: str, photos: Photos, others: Photos) -> Localised:

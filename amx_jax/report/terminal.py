@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from rich.cells import cell_len
@@ -13,14 +14,7 @@ p(x) p(e)    probability of the class: the photo, its kept pixels alone
 area raw     share of the pixels kept, after and before pruning
 suf nec min  sufficient, necessary, 1-minimal
 parts calls  connected regions of the mask, classifier calls of pruning"""
-METHODS_LEGEND = """\
-n holds %      photos, share whose mask satisfies the notion by its certificate
-area % vs      median share of the pixels kept, by masks that hold or not; over
-               the reference's, on the photos of both; with 95 % intervals
-suf % nec %    sufficient, necessary
-drop %         probability of the class that the kept pixels alone lose
-energy ×       share of the mask on the object, over that by chance
-parts s passes connected regions, seconds, images the classifier saw: medians"""
+ALIKE = 0.5  # rank correlation from which a ranking hardly depends on what the classifier learned
 NUMBERS = ("p(x)", "p(e)", "area %", "raw %", "suf", "nec", "min", "parts", "calls", "s")
 
 
@@ -92,11 +86,29 @@ class Column(NamedTuple):
         heading: above it; ``{}`` stands for the reference's name.
         cell: from a summary to its text, empty where nothing was measured.
         rank: where there is no room the highest goes first; those of rank 0 stay.
+        meaning: what it is, in a line.
     """
 
     heading: str
     cell: Callable[[Mapping[str, Any]], str | Text]
     rank: int
+    meaning: str
+
+
+class Shown(NamedTuple):
+    """A column with what it says of some summaries.
+
+    Attributes:
+        column: which.
+        heading: above it.
+        cells: one for each summary.
+        room: its width in characters, with the gap before it.
+    """
+
+    column: Column
+    heading: str
+    cells: list[Text]
+    room: int
 
 
 def methods_table(summaries: Sequence[Mapping[str, Any]], width: int) -> Table:
@@ -116,6 +128,36 @@ def methods_table(summaries: Sequence[Mapping[str, Any]], width: int) -> Table:
         >>> methods_table([], 80).row_count
         0
     """
+    columns = _shown(summaries, width)
+    longest = max(width - sum(shown.room for shown in columns), 12)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("method", no_wrap=True)
+    for shown in columns:
+        table.add_column(shown.heading, justify="right", no_wrap=True)
+    for row, summary in enumerate(summaries):
+        name = shorten(summary["method"], longest)
+        table.add_row(name, *(shown.cells[row] for shown in columns))
+    return table
+
+
+def methods_legend(summaries: Sequence[Mapping[str, Any]], width: int) -> str:
+    """What the columns of :func:`methods_table` are, a line each, of those that it shows alone.
+
+    Args:
+        summaries: as for the table.
+        width: likewise.
+
+    Examples:
+        >>> methods_legend([], 20).splitlines()[0]
+        'holds %  masks that satisfy the notion by their certificate'
+    """
+    columns = _shown(summaries, width)
+    longest = max((len(shown.heading) for shown in columns), default=0)
+    return "\n".join(f"{shown.heading:<{longest}}  {shown.column.meaning}" for shown in columns)
+
+
+def _shown(summaries: Sequence[Mapping[str, Any]], width: int) -> list[Shown]:
+    """The columns that have a value and for which there is room."""
     reference = summaries[0]["reference"] if summaries else ""
     columns = []
     for column in COLUMNS:
@@ -123,26 +165,58 @@ def methods_table(summaries: Sequence[Mapping[str, Any]], width: int) -> Table:
         if any(cells) or not summaries:
             heading = column.heading.format(reference)
             room = max(cell_len(heading), *(cell.cell_len for cell in cells), 0) + 1
-            columns.append((heading, cells, room, column.rank))
-    names = [summary["method"] for summary in summaries]
-    longest = max(map(cell_len, ["method", *names]))
-    while longest + sum(room for *_, room, _ in columns) > width:
-        last = max(columns, key=lambda column: column[-1], default=None)
-        if last is None or last[-1] == 0:
+            columns.append(Shown(column, heading, cells, room))
+    longest = max(map(cell_len, ["method", *(summary["method"] for summary in summaries)]))
+    while longest + sum(shown.room for shown in columns) > width:
+        last = max(columns, key=lambda shown: shown.column.rank, default=None)
+        if last is None or last.column.rank == 0:
             break
         columns.remove(last)
-    longest = max(width - sum(room for *_, room, _ in columns), 12)
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("method", no_wrap=True)
-    for heading, *_ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row, name in enumerate(names):
-        table.add_row(shorten(name, longest), *(cells[row] for _, cells, *_ in columns))
-    return table
+    return columns
 
 
-def _claim(key: str) -> Callable[[Mapping[str, Any]], Text]:
-    """A share of photos in per cent; 0 and 100 mean none and all."""
+def randomised_lines(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence for each method: how it explains a classifier that has learned nothing.
+
+    Args:
+        summaries: as :func:`amx_jax.evaluate.summary.summarise` returns them; one without such
+            explanations has no line.
+
+    Examples:
+        >>> figures = {key: {"value": 0.02} for key in ("rank_correlation", "iou", "iou_chance")}
+        >>> found = {"photos": 4, "holds": 4, "empty": 0, **figures}
+        >>> print(randomised_lines([{"method": "amx", "randomised": found}]))
+        amx: of the randomised classifier 4 of 4 masks hold, rank correlation 0.02, IoU 0.02
+        (0.02 by chance)
+    """
+    return "\n".join(
+        _randomised_line(summary["method"], summary["randomised"])
+        for summary in summaries
+        if summary["randomised"]["photos"]
+    )
+
+
+def _randomised_line(method: str, found: Mapping[str, Any]) -> str:
+    correlation, overlap, chance = (
+        found[key]["value"] for key in ("rank_correlation", "iou", "iou_chance")
+    )
+    empty = f" ({found['empty']} empty: it gives its class to the bare background)"
+    parts = [
+        f"of the randomised classifier {found['holds']} of {found['photos']} masks hold"
+        f"{empty if found['empty'] else ''}"
+    ]
+    if correlation is not None:
+        parts.append(f"rank correlation {correlation:.2f}")
+    if overlap is not None:
+        parts.append(f"IoU {overlap:.2f} ({chance:.2f} by chance)")
+    line = f"{method}: {', '.join(parts)}"
+    if correlation is not None and correlation > ALIKE:
+        line += "; the ranking hardly depends on what the classifier has learned"
+    return line
+
+
+def _claim(key: str, best: int = 1) -> Callable[[Mapping[str, Any]], Text]:
+    """A share of photos in per cent; 0 and 100 mean none and all, and green is the best of the two."""
 
     def cell(summary: Mapping[str, Any]) -> Text:
         share = summary[key]["value"]
@@ -151,13 +225,14 @@ def _claim(key: str) -> Callable[[Mapping[str, Any]], Text]:
         rounded = round(100 * share)
         whole = share in (0, 1)
         return Text(
-            str(rounded if whole else min(max(rounded, 1), 99)), "green" if share == 1 else "yellow"
+            str(rounded if whole else min(max(rounded, 1), 99)),
+            "green" if share == best else "yellow",
         )
 
     return cell
 
 
-def _median(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+def _number(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
     def cell(summary: Mapping[str, Any]) -> str:
         value = summary[key]["value"]
         return "" if value is None else format(value, form)
@@ -191,18 +266,58 @@ def _interval(estimate: Mapping[str, Any], scale: float, digits: int) -> str:
 
 
 COLUMNS = (
-    Column("n", lambda summary: str(summary["photos"]), 3),
-    Column("holds %", _claim("holds"), 0),
-    Column("area %", _area, 0),
-    Column("vs {}", _ratio, 1),
-    Column("suf %", _claim("sufficient"), 2),
-    Column("nec %", _claim("necessary"), 5),
-    Column("drop %", lambda summary: f"{100 * summary['drop']:.0f}", 7),
-    Column("energy ×", _lift, 4),
-    Column("parts", _median("components", ".0f"), 8),
-    Column("s", _median("seconds", ".1f"), 6),
-    Column("passes", _median("passes", ".0f"), 9),
+    Column("n", lambda summary: str(summary["photos"]), 4, "photos"),
+    Column("holds %", _claim("holds"), 0, "masks that satisfy the notion by their certificate"),
+    Column("area %", _area, 0, "pixels kept: median of all masks, 95 % interval"),
+    Column("vs {}", _ratio, 1, "that over the reference's, on the photos of both"),
+    Column("suf %", _claim("sufficient"), 2, "sufficient masks"),
+    Column("nec %", _claim("necessary"), 6, "necessary masks"),
+    Column(
+        "drop %",
+        lambda summary: f"{100 * summary['drop']:.0f}",
+        8,
+        "probability of the class that the kept pixels alone lose",
+    ),
+    Column("energy ×", _lift, 5, "share of the mask on the object, over that by chance"),
+    Column("ins", _number("insertion", ".2f"), 9, "area under the insertion curve, 1 is best"),
+    Column("del", _number("deletion", ".2f"), 10, "area under the deletion curve, 0 is best"),
+    Column("sens", _number("sensitivity", ".2f"), 3, "how far a little noise moves the ranking"),
+    Column("spec %", _claim("specific"), 12, "masks that keep the label where wrong ones do not"),
+    Column("leak %", _claim("leaking", best=0), 13, "masks whose shape alone gives the label"),
+    Column("IoU seeds", _number("stability", ".2f"), 14, "overlap of the masks of several seeds"),
+    Column("parts", _number("components", ".0f"), 11, "connected regions: median"),
+    Column("s", _number("seconds", ".1f"), 7, "seconds a photo: median"),
+    Column("passes", _number("passes", ".0f"), 15, "images the classifier saw: median"),
 )
+
+
+def in_words(names: Sequence[str], records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """Of a single photo its certificate in words, of several what is flagged.
+
+    Args:
+        names: what the photos are called.
+        records: of the explained photos.
+        width: of the terminal, in characters.
+
+    Returns:
+        Lines, the last one empty; none where there is nothing to say.
+
+    Examples:
+        >>> flagged, clean = ({"controls": {"flags": flags}} for flags in (["not specific"], []))
+        >>> in_words(["cat", "dog"], [flagged, clean], 80)
+        ['flagged: cat: not specific', '']
+    """
+    sentences = (
+        records[0]["words"]
+        if len(records) == 1
+        else [
+            f"flagged: {name}: {flag}"
+            for name, record in zip(names, records, strict=True)
+            for flag in record["controls"]["flags"]
+        ]
+    )
+    lines = [line for sentence in sentences for line in wrap(sentence, width, subsequent_indent="  ")]
+    return [*lines, ""] if lines else []
 
 
 def summary(records: Sequence[Mapping[str, Any]], total: int, folder: str) -> str:

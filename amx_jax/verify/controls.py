@@ -20,6 +20,7 @@ Count = tuple[int, int]  # how many of how many trials
 
 MOST_KEPT = 0.1  # share of wrong masks of one kind that may keep the label
 MOST_LEAKED = 0.05  # share of trials of one kind in which a mask's shape may give the label
+LEAST_STABLE = 0.5  # mean IoU of the masks of several seeds
 # Draws for one wrong mask. The places of a mask that has more than one are visited equally often, so a
 # draw gives the mask itself at most every second time: 32 in a row never happen.
 RETRIES = 32
@@ -54,6 +55,47 @@ class Leakage(NamedTuple):
     constants: Count
     photos: Count
     flagged: bool
+
+
+class Controls(NamedTuple):
+    """What was controlled of one mask; None where it was not.
+
+    Attributes:
+        specificity: against wrong masks.
+        leakage: of its shape.
+        stability: mean IoU with the masks of other seeds, 0 … 1.
+    """
+
+    specificity: Specificity | None = None
+    leakage: Leakage | None = None
+    stability: float | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What speaks against the mask, in words; empty where nothing does.
+
+        Examples:
+            >>> Controls(stability=0.1).flags
+            ('other seeds find other masks (IoU 0.10)',)
+        """
+        flags = []
+        if self.specificity is not None and not self.specificity.holds:
+            wrong = self.specificity.displaced, self.specificity.scattered
+            kept, trials = (sum(column) for column in zip(*wrong, strict=True))
+            if not self.specificity.own:
+                reason = "the mask itself loses the decision on the stated colour"
+            elif not trials:
+                reason = "no other mask is like it"
+            else:
+                reason = f"{kept} of {trials} wrong masks keep the decision too"
+            flags.append(f"not specific: {reason}")
+        if self.leakage is not None and self.leakage.flagged:
+            leaks = {"two colours": self.leakage.constants, "other photos": self.leakage.photos}
+            said = " and ".join(f"{hits} of {n} {what}" for what, (hits, n) in leaks.items() if hits)
+            flags.append(f"the shape leaks: it gives {said} the decision")
+        if self.stability is not None and self.stability < LEAST_STABLE:
+            flags.append(f"other seeds find other masks (IoU {self.stability:.2f})")
+        return tuple(flags)
 
 
 def displaced(mask: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:

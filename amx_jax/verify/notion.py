@@ -61,7 +61,7 @@ class Notion:
         >>> pool.add("photo", notion.test([np.eye(2, dtype=bool), np.zeros((2, 2), bool)]))
         >>> [(_, scores)] = pool.drain()
         >>> scores.round(1).tolist(), notion.views
-        ([0.1, -0.4], 13)
+        ([0.1, -0.4], 10)
     """
 
     def __init__(self, config: Config, probability: float = 1.0):
