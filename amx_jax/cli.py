@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
@@ -42,7 +43,7 @@ from amx_jax.data.results import (
     write_index,
 )
 from amx_jax.errors import AmxError, ConfigError, ImageError, OutputError, one_line
-from amx_jax.report.pictures import explanation_pictures
+from amx_jax.report.pictures import decoded, explanation_pictures
 from amx_jax.report.terminal import (
     LEGEND,
     classifiers_table,
@@ -149,6 +150,8 @@ class Explain(Source):
             class, and by backgrounds that show photos; of these every other one is kept for the
             certificate.
         preset: the configuration that the options below change.
+        curve: besides, on how many unseen backgrounds nested masks of 1 … 100 % of the pixels, most
+            certain first, keep the class: in the record, and plotted as curve.png.
         quiet: no progress and no table; only what went wrong, on stderr.
         config: see above.
     """
@@ -164,6 +167,7 @@ class Explain(Source):
     ] = None
     others: OtherPhotos = ()
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
+    curve: FlagCreatePairsOff[bool] = False
     quiet: FlagCreatePairsOff[bool] = False
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
@@ -480,6 +484,8 @@ class Run:
         background = self.options.config.background
         pictures = explanation_pictures(explanation.pixels, explanation.mask, background)
         record = explanation.record(str(path))
+        if self.options.curve:
+            record["curve"], pictures["curve"] = self._curve(explanation)
         try:
             write_explanation(self.options.output, stem, pictures, record)
         except OutputError as error:
@@ -487,6 +493,24 @@ class Run:
         else:
             self.names.append(stem)
             self.records.append(record)
+
+    def _curve(self, explanation: "Explanation") -> tuple[dict[str, list[float]], Any]:
+        """The sufficiency-area curve, and its plot."""
+        import numpy as np
+
+        from amx_jax.evaluate.curves import TRIALS, sufficiency_curve
+        from amx_jax.report.plots import sufficiency_plot
+
+        ask = partial(self.explainer.retention, explanation, trials=TRIALS)
+        curve = sufficiency_curve(ask, explanation.mask, explanation.ranking)
+        [kept] = ask([explanation.mask])
+        plot = sufficiency_plot(
+            np.array(curve["area"]),
+            np.array(curve["retention"]),
+            certified=(explanation.certificate.area, kept),
+            title=explanation.label,
+        )
+        return curve, decoded(plot)
 
     def _fail(self, reason: object) -> None:
         self._failed += 1

@@ -268,6 +268,14 @@ def test_the_table_has_a_row_for_each_photo_and_fits_80_columns(mixed):
     assert lines[-1] == "results in out/"
 
 
+def test_a_curve_is_told_and_drawn_where_it_is_asked_for(small, photos):
+    assert amx("explain", save(photos[0], "photo.png"), *BRIEF, "--curve").status == 0
+    [record] = read_explanations("amx-explanations")
+    assert record["curve"]["area"][-1] == record["curve"]["retention"][-1] == 1
+    with Image.open("amx-explanations/photo/curve.png") as plot:
+        assert plot.size > (600, 300)
+
+
 def test_long_names_are_shortened_and_numbers_are_not(small, tiny, photos, monkeypatch):
     wordy = dataclasses.replace(tiny, labels=tuple(f"{label}, {'long ' * 30}" for label in tiny.labels))
     monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda *_: wordy)

@@ -1,5 +1,6 @@
 """Pictures of masks, drawn from arrays; knows nothing of classifiers, files or results."""
 
+import io
 import math
 from collections.abc import Sequence
 
@@ -92,6 +93,11 @@ def mask_picture(mask: np.ndarray) -> np.ndarray:
     """
     _check_mask(mask)
     return np.where(mask, np.uint8(255), np.uint8(0))
+
+
+def decoded(png: bytes) -> np.ndarray:
+    """A PNG file in memory as uint8 ``(H, W, 3)``."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 def explanation_pictures(
