@@ -276,7 +276,8 @@ EARLY = replace(CONFIG, steps=40, patience=4, progress=0.2)
 
 @cache
 def impatient(classifier, batch_size, devices, candidates):
-    config = replace(EARLY, batch_size=batch_size, candidates=candidates)
+    # Without controls, which ask about one photo at a time: what is counted is the search's.
+    config = replace(EARLY, batch_size=batch_size, candidates=candidates, controls=0)
     return Explainer(classifier, config, jax.devices()[:devices])
 
 
