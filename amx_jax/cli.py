@@ -250,7 +250,7 @@ class Evaluate(Source):
         """Explain the photos by each method; returns the exit status."""
         if self.sensitivity < 0:
             raise ConfigError(f"sensitivity: found {self.sensitivity}, expected at least 0")
-        from amx_jax.data.annotated import find_annotations, photo_folder
+        from amx_jax.data.annotated import find_annotations, finder, photo_folder
 
         places: dict[Path, Any] = {}
         folders = []
@@ -276,10 +276,7 @@ class Evaluate(Source):
         for index, photo in readable(photos, classifier.preprocess.resize, complain):
             images.append(classifier.preprocess.crop(photo))  # small: all are in memory at once
             names.append(str(photos[index]))
-            place = places.get(photos[index])
-            regions.append(
-                lambda target, place=place: place and place.region(target, classifier.preprocess)
-            )
+            regions.append(finder(places.get(photos[index]), classifier.preprocess))
         records: list[dict[str, Any]] = []
         console, wanted = Console(stderr=True), len(configs) * len(names)
         ending = DONE

@@ -262,15 +262,14 @@ class Explainer:
             warnings.warn(f"{classifier.name} has no stages: the activation term is off", stacklevel=2)
         self._devices = shared = Devices(devices, config.chunk)
         pixels = [self._input(number, photo) for number, photo in enumerate(others)]
-        none = np.zeros((0, *classifier.preprocess.shape), np.uint8)
-        self._others = np.stack(pixels) if pixels else none
+        self._others = np.array(pixels, np.uint8).reshape(-1, *classifier.preprocess.shape)
         self._evaluator = Evaluator(
             classifier,
             config.background,
             config.candidates,
             shared,
             config.kinds,
-            self._others if shown else none,  # else they would only be compiled in
+            self._others if shown else None,  # else they would only be compiled in
         )
         self._fingerprint = fingerprint(classifier.params)
         self._copies: dict[jax.Device, Any] = {}

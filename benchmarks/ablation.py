@@ -14,11 +14,8 @@ notion is not plain, the default's mask comes from a race of the optimiser's ran
 ``amx_jax.explainer.STARTS``, so that is what the table speaks of.
 """
 
-import json
-import os
 import platform
 import sys
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,10 +28,10 @@ import numpy as np
 import tyro
 
 from amx_jax import Classifier, Config, Explainer, Weights, load_classifier, preset
-from amx_jax.data.annotated import find_annotations, photo_folder
+from amx_jax.data.annotated import find_annotations, finder, photo_folder
 from amx_jax.data.photos import read_photo
-from amx_jax.data.results import check_output, plain
-from amx_jax.evaluate.compare import compare, configured, record_of
+from amx_jax.data.results import check_output, write_json
+from amx_jax.evaluate.compare import Failure, compare, configured, record_of
 from amx_jax.evaluate.summary import MethodSummary, summarise
 from amx_jax.explainer import Unexplained, searched
 from amx_jax.lift import share_cores
@@ -156,7 +153,7 @@ def measure(
     names: Sequence[str],
     regions: Sequence[Any],
     rows: Mapping[str, Config],
-) -> Iterator[dict[str, Any] | Unexplained]:
+) -> Iterator[dict[str, Any] | Failure]:
     """Row by row, photo by photo, what :func:`amx_jax.evaluate.compare.compare` yields.
 
     Args:
@@ -170,7 +167,7 @@ def measure(
         others = {name: own for name, own in rows.items() if name != WHOLE}
         before = compiled()
         for found in compare(classifier, photos, names, regions, others):
-            if isinstance(found, Unexplained):
+            if isinstance(found, Failure):
                 yield found
                 continue
             now = compiled()
@@ -181,7 +178,7 @@ def measure(
         explainer = FromWhole(classifier, rows[WHOLE])
         for name, region, whole in zip(names, regions, explainer.stream(photos), strict=True):
             if isinstance(whole, Unexplained):
-                yield whole
+                yield Failure(whole.reason, name, WHOLE)
             else:
                 record = record_of(WHOLE, name, whole, region(whole.target), whole.seconds)
                 yield record | {"start": WHOLE}
@@ -271,19 +268,6 @@ def verdict(summaries: Sequence[MethodSummary]) -> str:
     )
 
 
-def write(folder: Path, content: Mapping[str, Any]) -> Path:
-    """``ablation.json``, by a rename, so that it is never half-written."""
-    path = folder / "ablation.json"
-    temporary = folder / f".{uuid.uuid4().hex}.tmp"
-    try:
-        text = json.dumps(plain(content), indent=2, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
 def run(options: Options, classifier: Classifier, config: Config) -> str:
     """Measure, write, and return what there is to print.
 
@@ -298,17 +282,14 @@ def run(options: Options, classifier: Classifier, config: Config) -> str:
     files = first_photos(photo_folder(options.data), options.photos)
     preprocess = classifier.preprocess
 
-    def region(place):
-        return lambda target: place and place.region(target, preprocess)
-
-    regions = [region(places.get(file)) for file in files]
+    regions = [finder(places.get(file), preprocess) for file in files]
     names = [file.name for file in files]
     crops = [preprocess.crop(read_photo(file, preprocess.resize)) for file in files]
     records = []
     try:
         for found in measure(classifier, crops, names, regions, rows):
-            if isinstance(found, Unexplained):
-                print(f"\n{found.reason}", file=sys.stderr)
+            if isinstance(found, Failure):
+                print(f"\n{found.image} ({found.method}): {found.reason}", file=sys.stderr)
                 continue
             records.append(found)
             done = f"{len(records)} of {len(rows) * len(files)}: {found['method']}"
@@ -321,7 +302,7 @@ def run(options: Options, classifier: Classifier, config: Config) -> str:
     if output:
         about = {"machine": f"{platform.machine()}, {device_name()}", "classifier": classifier.name}
         content = {**about, "notion": config.notion, "summaries": summaries, "records": records}
-        write(Path(output), content)
+        write_json(Path(output, "ablation.json"), content)
     return table(summaries)
 
 

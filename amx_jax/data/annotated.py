@@ -13,7 +13,7 @@ Layouts, told apart by the file that is there:
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,6 +113,28 @@ def photo_folder(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     return folder / "images" if (folder / ANNOTATIONS).is_file() else folder
+
+
+def finder(place: Annotation | None, preprocess: "Preprocess") -> Callable[[int], np.ndarray | None]:
+    """Where the object lies in what a classifier sees of a photo, as a function of the class.
+
+    Args:
+        place: what is known of the photo; None where nothing is.
+        preprocess: of the classifier.
+
+    Returns:
+        From a class's index to what :meth:`Annotation.region` says of it.
+
+    Raises:
+        AnnotationError: when it is called, as of :meth:`Annotation.region`.
+
+    Examples:
+        >>> from amx_jax.classifiers.classifier import Preprocess
+        >>> find = finder(None, Preprocess(size=2, resize=2, mean=0.0, scale=1.0))
+        >>> find(281) is None
+        True
+    """
+    return lambda target: None if place is None else place.region(target, preprocess)
 
 
 def find_annotations(folder: str | Path) -> dict[Path, Annotation]:

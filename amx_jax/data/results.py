@@ -144,8 +144,29 @@ def write_index(folder: str | Path, records: Sequence[Mapping[str, Any]]) -> Pat
           }
         ]
     """
-    path = Path(folder, EXPLANATIONS)
-    text = _to_json(list(records))
+    return write_json(Path(folder, EXPLANATIONS), list(records))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON file in one step: whoever reads it finds the old one or the new one.
+
+    Args:
+        path: the file, in a folder that exists.
+        value: numbers that are not finite become null, arrays lists, paths text.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_json(Path(folder, "areas.json"), np.array([0.5]))
+        ...     path.read_text()
+        '[\\n  0.5\\n]\\n'
+    """
+    text = _to_json(value)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         try:
