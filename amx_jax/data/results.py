@@ -162,9 +162,10 @@ def write_json(path: Path, value: Any) -> Path:
 
     Examples:
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_json(Path(folder, "areas.json"), np.array([0.5]))
-        ...     path.read_text()
-        '[\\n  0.5\\n]\\n'
+        ...     print(write_json(Path(folder, "areas.json"), np.array([0.5])).read_text(), end="")
+        [
+          0.5
+        ]
     """
     text = _to_json(value)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
