@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from amx_jax.classifiers.classifier import Classifier, Preprocess
     from amx_jax.classifiers.registry import load_classifier
     from amx_jax.config import Config, Weights, preset
-    from amx_jax.explainer import Explainer, Explanation, Unexplained
+    from amx_jax.explainer import Explainer
+    from amx_jax.explanation import Explanation, Unexplained
 
 __all__ = [
     "Classifier",
@@ -29,9 +30,9 @@ _MODULES = {
     "Classifier": "classifiers.classifier",
     "Config": "config",
     "Explainer": "explainer",
-    "Explanation": "explainer",
+    "Explanation": "explanation",
     "Preprocess": "classifiers.classifier",
-    "Unexplained": "explainer",
+    "Unexplained": "explanation",
     "Weights": "config",
     "from_linen": "classifiers.adapters",
     "from_nnx": "classifiers.adapters",

@@ -59,7 +59,8 @@ from amx_jax.report.terminal import (
 if TYPE_CHECKING:
     from amx_jax.classifiers.classifier import Classifier
     from amx_jax.evaluate.summary import MethodSummary
-    from amx_jax.explainer import Explainer, Explanation, Unexplained
+    from amx_jax.explainer import Explainer
+    from amx_jax.explanation import Explanation, Unexplained
 
 DONE, PARTLY, NOTHING, INTERRUPTED = 0, 1, 2, 130
 DESCRIPTION = """\
@@ -472,7 +473,7 @@ class Run:
             yield photo
 
     def _write(self, index: int, explanation: "Explanation | Unexplained") -> None:
-        from amx_jax.explainer import Unexplained
+        from amx_jax.explanation import Unexplained
 
         path, stem = self.photos[index], self.stems[index]
         if isinstance(explanation, Unexplained):

@@ -2,14 +2,11 @@
 
 import copy
 import dataclasses
-import platform
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -23,19 +20,19 @@ from amx_jax.config import Config
 from amx_jax.errors import ClassifierError, ConfigError, ImageError
 from amx_jax.evaluate.metrics import iou_matrix_mean
 from amx_jax.evaluate.peers import METHODS
+from amx_jax.explanation import Explanation, Unexplained
 from amx_jax.lift import Devices
 from amx_jax.masks.backgrounds import SHOW_PHOTOS
-from amx_jax.objective.decision import MARGIN, NONE, Decision
+from amx_jax.objective.decision import MARGIN, Decision
 from amx_jax.optimize.loop import Optimized, Optimizer, image_keys, look
+from amx_jax.optimize.step import State
 from amx_jax.verify.certificate import Certificate, Kept, certify, pooled_bound
 from amx_jax.verify.controls import Controls, shape_leakage, specificity
 from amx_jax.verify.evaluator import Evaluator
 from amx_jax.verify.notion import ROUNDS, Notion, View
 from amx_jax.verify.pool import Judged, Pool, Search
 from amx_jax.verify.prune import prune, smallest_prefix, step_back, widen
-from amx_jax.verify.words import in_words
 
-SCHEMA = 1
 # Rankings that compete with the optimiser's to be pruned, where a mask must hold on many backgrounds:
 # which start is the smallest differs from photo to photo (benchmarks/README.md).
 STARTS = ("occlusion", "rise")
@@ -43,144 +40,7 @@ TRIALS = {"plain": 32, "robust": 160, "worst": 160}  # of each kind in the certi
 OPTIMISED = 0.6  # the share of a photo's time by which its optimisation ends, as measured
 # The default pruning cell: 1/28 of the input's side, 8 pixels of 224, or 16 where each test is dear.
 CELLS = {"plain": 28, "robust": 14, "worst": 14}
-PACKAGES = ("amx-jax", "jax", "flax", "optax", "numpy")
 Photo = Image.Image | np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Which pixels decide, and what was verified of them.
-
-    Attributes:
-        pixels: what the classifier saw, uint8 ``(H, W, C)``.
-        mask: bool ``(H, W)``, true where kept; hard, pruned and certified.
-        ranking: ``(H, W)``, the optimiser's logits or the method's: larger is more important.
-        start: which ranking that was, ``amx`` for the optimiser's.
-        optimized_mask: bool ``(H, W)``, before pruning: the optimiser's own hard mask, or the smallest
-            top share of the ranking that holds.
-        optimized_sufficient: whether that one held.
-        target: the explained class.
-        label: its name.
-        decision: what had to hold of it.
-        rival: name of the class that it was compared with, or None.
-        certificate: what was measured on ``mask``.
-        controls: what must not have given the decision, and did or did not.
-        steps: steps that the optimiser took.
-        calls: forward passes that it took to find and prune the mask.
-        seconds: this photo's share of the time.
-        classifier: its name.
-        weights: SHA-256 of its parameters.
-        config: the whole configuration.
-        cell: side of the squares it is minimal in, in pixels.
-    """
-
-    pixels: np.ndarray
-    mask: np.ndarray
-    ranking: np.ndarray
-    start: str
-    optimized_mask: np.ndarray
-    optimized_sufficient: bool
-    target: int
-    label: str
-    decision: Decision
-    rival: str | None
-    certificate: Certificate
-    controls: Controls
-    steps: int
-    calls: int
-    seconds: float
-    classifier: str
-    weights: str
-    config: Config
-    cell: int
-
-    def record(self, image: str) -> dict[str, Any]:
-        """The explanation as the JSON object of the output contract, without its arrays.
-
-        Args:
-            image: what the photo is called.
-        """
-        c = self.certificate
-        rgb = tuple(self.config.background)
-        record = {
-            "schema": SCHEMA,
-            "image": image,
-            "classifier": self.classifier,
-            "weights": self.weights,
-            "target": {"index": self.target, "name": self.label},
-            "decision": self._decision(),
-            "probability": {
-                "image": c.probability_image,
-                "explanation": c.probability_explanation,
-                "complement": c.probability_complement,
-            },
-            "area": c.area,
-            "sufficient": c.sufficient,
-            "necessary": c.necessary,
-            "minimal": {"holds": c.minimal, "cell": self.cell, "calls": self.calls},
-            "notion": {
-                "name": self.config.notion,
-                "goal": self.config.goal,
-                "confidence": self.config.confidence,
-                "holds": c.holds,
-            },
-            "method": {"name": self.config.method, "start": self.start, "pruned": self.config.prune},
-            "before_pruning": {
-                "area": float(self.optimized_mask.mean()),
-                "sufficient": self.optimized_sufficient,
-            },
-            "robustness": {k: {"kept": kept, "trials": n} for k, (kept, n) in c.robustness.items()},
-            "robustness_bound": {"share": c.bound, "certainty": c.certainty},
-            "controls": self._controls(),
-            "components": c.components,
-            "background": {"name": "#{:02x}{:02x}{:02x}".format(*rgb), "rgb": rgb},
-            "seed": self.config.seed,
-            "steps": self.steps,
-            "seconds": round(self.seconds, 3),
-            "config": dataclasses.asdict(self.config),
-            "versions": versions(),
-        }
-        return {**record, "words": in_words(record)}
-
-    def _controls(self) -> dict[str, Any]:
-        """What was controlled, as JSON; null where it was not."""
-        found: dict[str, Any] = {"specificity": None, "leakage": None, "stability": None}
-        if self.controls.specificity is not None:
-            own, *wrong, holds = self.controls.specificity
-            kept = {
-                kind: {"kept": hits, "trials": n}
-                for kind, (hits, n) in zip(("displaced", "scattered"), wrong, strict=True)
-            }
-            found["specificity"] = {"own": own, **kept, "holds": holds}
-        if self.controls.leakage is not None:
-            *kinds, flagged = self.controls.leakage
-            leaked = {
-                kind: {"leaked": hits, "trials": n}
-                for kind, (hits, n) in zip(("constants", "photos"), kinds, strict=True)
-            }
-            found["leakage"] = {**leaked, "flagged": flagged}
-        if self.controls.stability is not None:
-            found["stability"] = {"seeds": self.config.seeds, "iou": self.controls.stability}
-        return {**found, "flags": list(self.controls.flags)}
-
-    def _decision(self) -> dict[str, Any]:
-        """What had to hold, as JSON."""
-        if self.rival is not None:
-            return {"kind": "rather", "rival": {"index": self.decision.rival, "name": self.rival}}
-        if self.decision.rival == NONE:
-            return {"kind": "above", "threshold": self.config.threshold}
-        return {"kind": "top"}
-
-
-@dataclass(frozen=True)
-class Unexplained:
-    """An image whose optimisation met a value that is not finite.
-
-    Attributes:
-        reason: the step and the term.
-    """
-
-    reason: str
 
 
 @dataclass
@@ -352,56 +212,17 @@ class Explainer:
         Yields:
             What :meth:`__call__` returns.
         """
-        coming = self._jobs(images, targets, rivals)
-        optimizer = self._optimizer.emptied() if self.config.method == "amx" else None
-        slots: dict[int, _Job] = {}
-        verified: dict[int, tuple[_Job, Optimized]] = {}  # by number: being verified
-        results: dict[int, Explanation | Unexplained] = {}
-        following, more = 0, True
+        waiting: dict[int, Explanation | Unexplained] = {}
+        following = 0
 
-        def judge(owners: Sequence[int], masks: Sequence[np.ndarray]) -> Judged:
-            start = time.perf_counter()
-            jobs, found = zip(*(verified[number] for number in owners), strict=True)
-            judged = self._judge(jobs, [optimized.decision for optimized in found], masks)
-            for job in jobs:
-                job.seconds += (time.perf_counter() - start) / len(jobs)
-            return judged
+        def show(phase: str, work: float) -> None:
+            on_progress(phase, work + len(waiting))
 
-        pool = Pool(judge, self._evaluator.batch_size)
-        while True:
-            while more and (optimizer.free if optimizer else len(pool) < self.config.batch_size):
-                job = next(coming, None)
-                if job is None:
-                    more = False
-                    break
-                self._begin(job)
-                if optimizer:
-                    slots[optimizer.put(job.pixels, job.target, job.name, job.rival)] = job
-                else:
-                    verified[job.number] = job, self._ranked(job)
-                    pool.add(job.number, self._verify(*verified[job.number]))
-            if not slots and not pool:
-                break
-            if pool.waiting >= self._evaluator.batch_size or not slots:
-                for number, outcome in pool.advance():
-                    results[number] = self._explanation(*verified.pop(number), outcome)
-                phase = "verifying"
-            else:
-                assert optimizer is not None  # else nothing has a slot
-                for slot, optimized in advance(optimizer, slots):
-                    job = slots.pop(slot)
-                    if optimized.failure is not None:
-                        results[job.number] = Unexplained(optimized.failure)
-                        continue
-                    verified[job.number] = job, optimized
-                    pool.add(job.number, self._verify(job, optimized))
-                phase = "optimising"
-            work = sum(OPTIMISED * job.share for job in slots.values()) + OPTIMISED * len(verified)
-            seeds = self.config.seeds
-            on_progress(phase, (work + len(results)) / seeds)
-            while all(number in results for number in range(following, following + seeds)):
-                yield _joined([results.pop(following + again) for again in range(seeds)])
-                following += seeds
+        for number, found in Stream(self, images, targets, show, rivals):
+            waiting[number] = found
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
 
     def _jobs(self, images, targets, rivals) -> Iterator[_Job]:
         asked = {
@@ -640,6 +461,144 @@ class Explainer:
         )
 
 
+class Stream:
+    """Images on their way through an explainer: an iterator of ``(number, explanation)``.
+
+    A number is an image's place among ``images``; they come as they are ready, in any order.
+
+    Args:
+        explainer: that explains them.
+        images: as of :meth:`Explainer.__call__`.
+        targets: likewise.
+        on_progress: as of :meth:`Explainer.stream`; what it raises ends the iteration, and
+            :meth:`under_way` may be asked when it is called.
+        rivals: as of :meth:`Explainer.__call__`.
+        resumed: for an image's number and the number of its repetition, what :meth:`under_way` of
+            another stream said of it, or None where it starts anew.
+
+    Examples:
+        >>> from amx_jax import Config, load_classifier
+        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, batch_size=1))
+        >>> [(number, explanation)] = Stream(explainer, [np.full((224, 224, 3), 127, np.uint8)])
+        >>> number, explanation.steps
+        (0, 3)
+    """
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        images: Iterable[Photo],
+        targets: Iterable[int | str | None] | None = None,
+        on_progress: Callable[[str, float], None] = lambda phase, work: None,
+        rivals: Iterable[int | str | None] | None = None,
+        resumed: Callable[[int, int], Sequence[np.ndarray] | None] = lambda number, again: None,
+    ):
+        self._explainer, self._on_progress, self._resumed = explainer, on_progress, resumed
+        self._seeds = explainer.config.seeds
+        self._coming = explainer._jobs(images, targets, rivals)
+        amx = explainer.config.method == "amx"
+        self._optimizer = explainer._optimizer.emptied() if amx else None
+        self._slots: dict[int, _Job] = {}
+        self._verified: dict[int, tuple[_Job, Optimized]] = {}  # by the job's number: being verified
+        # Of images that are explained more than once: those of their explanations that are ready.
+        self._repeated: dict[int, dict[int, Explanation | Unexplained]] = {}
+        self._pool = Pool(self._judge, explainer._evaluator.batch_size)
+        self._running = self._run()
+
+    def __iter__(self) -> Iterator[tuple[int, Explanation | Unexplained]]:
+        return self
+
+    def __next__(self) -> tuple[int, Explanation | Unexplained]:
+        return next(self._running)
+
+    def under_way(self) -> dict[tuple[int, int], list[np.ndarray]]:
+        """Where each image under way stands, by its number and the number of its repetition.
+
+        The state of its optimisation, or what that found where it is being verified, as arrays. From
+        either a stream of the same classifier and configuration goes on to the same explanation, to the
+        bit. Of a method without an optimiser there is nothing to go on from.
+        """
+        optimizer = self._optimizer
+        if optimizer is None:
+            return {}
+        numbers = [job.number for job in self._slots.values()]
+        states: dict[int, State | Optimized] = dict(
+            zip(numbers, optimizer.states(self._slots), strict=True)
+        )
+        states |= {number: optimized for number, (_, optimized) in self._verified.items()}
+        return {divmod(n, self._seeds): optimizer.pack(state) for n, state in states.items()}
+
+    def _run(self) -> Iterator[tuple[int, Explanation | Unexplained]]:
+        explainer, pool, optimizer = self._explainer, self._pool, self._optimizer
+        size, more = explainer._evaluator.batch_size, True
+        while True:
+            while more and (optimizer.free if optimizer else len(pool) < explainer.config.batch_size):
+                job = next(self._coming, None)
+                if job is None:
+                    more = False
+                    break
+                self._enter(job)
+            if not self._slots and not pool:
+                break
+            ready: list[tuple[_Job, Explanation | Unexplained]] = []
+            if pool.waiting >= size or not self._slots:
+                for number, outcome in pool.advance():
+                    job, optimized = self._verified.pop(number)
+                    ready.append((job, explainer._explanation(job, optimized, outcome)))
+                phase = "verifying"
+            else:
+                assert optimizer is not None  # else nothing has a slot
+                for slot, optimized in advance(optimizer, self._slots):
+                    job = self._slots.pop(slot)
+                    if optimized.failure is None:
+                        self._verify(job, optimized)
+                    else:
+                        ready.append((job, Unexplained(optimized.failure)))
+                phase = "optimising"
+            whole = [found for job, one in ready for found in self._collect(job, one)]
+            work = OPTIMISED * (sum(job.share for job in self._slots.values()) + len(self._verified))
+            self._on_progress(phase, (work + sum(map(len, self._repeated.values()))) / self._seeds)
+            yield from whole
+
+    def _enter(self, job: _Job) -> None:
+        """Begin to explain an image, or go on where it stood."""
+        explainer, optimizer = self._explainer, self._optimizer
+        explainer._begin(job)
+        if optimizer is None:
+            self._verify(job, explainer._ranked(job))
+            return
+        arrays = self._resumed(*divmod(job.number, self._seeds))
+        before = optimizer.unpack(arrays) if arrays else None
+        if isinstance(before, Optimized):
+            self._verify(job, before)
+        else:
+            slot = optimizer.put(job.pixels, job.target, job.name, job.rival, before)
+            self._slots[slot] = job
+
+    def _verify(self, job: _Job, optimized: Optimized) -> None:
+        self._verified[job.number] = job, optimized
+        self._pool.add(job.number, self._explainer._verify(job, optimized))
+
+    def _judge(self, owners: Sequence[int], masks: Sequence[np.ndarray]) -> Judged:
+        start = time.perf_counter()
+        jobs, found = zip(*(self._verified[number] for number in owners), strict=True)
+        judged = self._explainer._judge(jobs, [optimized.decision for optimized in found], masks)
+        for job in jobs:
+            job.seconds += (time.perf_counter() - start) / len(jobs)
+        return judged
+
+    def _collect(
+        self, job: _Job, found: Explanation | Unexplained
+    ) -> Iterator[tuple[int, Explanation | Unexplained]]:
+        """The image's explanation, once all its repetitions are there."""
+        number, again = divmod(job.number, self._seeds)
+        all_found = self._repeated.setdefault(number, {})
+        all_found[again] = found
+        if len(all_found) == self._seeds:
+            del self._repeated[number]
+            yield number, _joined([all_found[again] for again in range(self._seeds)])
+
+
 def _joined(found: Sequence[Explanation | Unexplained]) -> Explanation | Unexplained:
     """The first of the repetitions of one photo, which says how alike they are."""
     first, explanations = found[0], [one for one in found if isinstance(one, Explanation)]
@@ -674,9 +633,3 @@ def advance(optimizer: Optimizer, slots: dict[int, _Job]) -> Iterator[tuple[int,
         job.share = float(shares[slot])
     for slot in [slot for slot in slots if shares[slot] == 1]:
         yield slot, optimizer.take(slot)
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

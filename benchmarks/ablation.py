@@ -33,7 +33,8 @@ from amx_jax.data.photos import read_photo
 from amx_jax.data.results import check_output, write_json
 from amx_jax.evaluate.compare import Failure, compare, configured, record_of
 from amx_jax.evaluate.summary import MethodSummary, summarise
-from amx_jax.explainer import Unexplained, searched
+from amx_jax.explainer import searched
+from amx_jax.explanation import Unexplained
 from amx_jax.lift import share_cores
 from amx_jax.objective.decision import MARGIN
 from benchmarks.programs import device_name, first_photos

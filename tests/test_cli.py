@@ -26,7 +26,7 @@ from amx_jax.cli import main, parse
 from amx_jax.data.photos import bundled_photos
 from amx_jax.data.results import read_evaluation, read_explanations
 from amx_jax.evaluate.peers import METHODS
-from amx_jax.explainer import Unexplained
+from amx_jax.explanation import Unexplained
 
 BRIEF = ["--steps=2", "--trials=1", "--batch-size=2", "--candidates=8"]
 BRIEF += ["--generator=grid", "--grid=8", "--cell=8"]

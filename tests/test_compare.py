@@ -23,7 +23,7 @@ from amx_jax.evaluate.curves import AREAS, STEPS, Curves, nested_masks
 from amx_jax.evaluate.metrics import blurred
 from amx_jax.evaluate.randomised import randomised
 from amx_jax.evaluate.summary import mean_curve, summarise
-from amx_jax.explainer import Unexplained
+from amx_jax.explanation import Unexplained
 
 CONFIG = Config(steps=2, trials=1, batch_size=2, candidates=8, cell=8, controls=0)
 

@@ -178,7 +178,7 @@ def test_in_the_optimisers_steps_no_device_waits_for_another(optimizer):
 
 def test_where_an_image_enters_its_slot_no_device_waits_for_another(optimizer, photos):
     entering = (photos[0], np.int32(-1), np.int32(-1), np.uint32(0))
-    arguments = (optimizer._params, entering, np.int32(1), optimizer.slots)
+    arguments = (optimizer._params, entering, np.int32(1), None, optimizer.slots)
     assert collectives(optimizer._put, *arguments) == []
 
 

@@ -24,7 +24,8 @@ from amx_jax.evaluate.curves import TRIALS, Curves, nested_masks, sufficiency_cu
 from amx_jax.evaluate.metrics import energy_pointing_game, greatest_change, iou, pointing_game
 from amx_jax.evaluate.peers import METHODS
 from amx_jax.evaluate.randomised import randomised
-from amx_jax.explainer import STARTS, Explainer, Explanation, Photo, Unexplained
+from amx_jax.explainer import STARTS, Explainer, Photo
+from amx_jax.explanation import Explanation, Unexplained
 
 PRUNED = "+prune"  # the end of a method's name that asks for pruning; the optimiser's masks always are
 RADIUS = 0.02 * 255  # of the noise in perturbed copies: a fiftieth of the range of pixel values

@@ -6,7 +6,7 @@ compiles twice; and a slot's steps depend on nothing but its image.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -97,12 +97,15 @@ class Optimizer:
     def _make(self, enter: Callable, advance: Callable) -> None:
         devices, side = self._devices, self.classifier.preprocess.size
 
-        def put(params: Any, entering: tuple, index: Array, slots: tuple) -> tuple:
+        def put(
+            params: Any, entering: tuple, index: Array, state: one.State | None, slots: tuple
+        ) -> tuple:
             """On the device that holds the slot, and on no other, fill it."""
             mine, local = devices.owner(index, self.count)
 
             def fill() -> tuple:
-                entered = enter(params, *entering)
+                problem, begun = enter(params, *entering)
+                entered = problem, begun if state is None else state
                 update = jax.lax.dynamic_update_index_in_dim
                 return jax.tree.map(lambda old, new: update(old, new, local, 0), slots, entered)
 
@@ -111,7 +114,7 @@ class Optimizer:
         def enlarge(logits: Array) -> tuple[Array, Array]:
             return hard_mask(logits, (side, side)), resize(logits, (side, side))
 
-        self._put = devices.spread(put, shared=3, donate=(3,))
+        self._put = devices.spread(put, shared=4, donate=(4,))
         self._advance = devices.lift(advance, donate=(2,))
         self._enlarge = jax.jit(enlarge)
         self._shapes = shapes_of_one(self.classifier, enter)
@@ -137,7 +140,14 @@ class Optimizer:
         twin.free = list(self._order)
         return twin
 
-    def put(self, pixels: np.ndarray, target: int | None, name: int, rival: int | None = None) -> int:
+    def put(
+        self,
+        pixels: np.ndarray,
+        target: int | None,
+        name: int,
+        rival: int | None = None,
+        state: one.State | None = None,
+    ) -> int:
         """Put an image into a free slot.
 
         Args:
@@ -145,6 +155,7 @@ class Optimizer:
             target: class, or None for the classifier's top class.
             name: as for :func:`image_keys`.
             rival: the class that it is compared with, or None for what the head says.
+            state: where its optimisation stood, as :meth:`states` said it; at the start by default.
 
         Returns:
             The slot.
@@ -152,7 +163,7 @@ class Optimizer:
         slot = self.free.pop(0)
         asked = (np.int32(-1 if index is None else index) for index in (target, rival))
         entering = (pixels, *asked, np.uint32(name))
-        self.slots = self._put(self._params, entering, np.int32(slot), self.slots)
+        self.slots = self._put(self._params, entering, np.int32(slot), state, self.slots)
         return slot
 
     def advance(self) -> np.ndarray:
@@ -171,6 +182,28 @@ class Optimizer:
         shown = state._replace(number=number, area=area, improved=improved, mark=mark, failed=failed)
         done = np.asarray(one.finished(self.config, shown))
         return np.where(done, 1.0, number / self.config.steps)
+
+    def states(self, slots: Iterable[int]) -> list[one.State]:
+        """Where the optimisation of some slots stands, as NumPy arrays of one image each."""
+        state = jax.device_get(self.slots[1])
+        return [jax.tree.map(lambda leaf, i=slot: np.array(leaf[i]), state) for slot in slots]
+
+    def pack(self, under_way: one.State | Optimized) -> list[np.ndarray]:
+        """A state, or an outcome, as arrays that can be written anywhere."""
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(under_way)]
+
+    def unpack(self, arrays: Sequence[np.ndarray]) -> one.State | Optimized | None:
+        """What :meth:`pack` packed; None where that was of another classifier or configuration."""
+        side = self.classifier.preprocess.size
+        flags = np.zeros((side, side), bool), np.zeros((side, side), np.float32)
+        outcome = Optimized(Decision(0, 0, 0.0), *flags, 0, None)
+        for like in (self._shapes[1], outcome):
+            leaves, structure = jax.tree.flatten(like)
+            wanted = [(np.shape(leaf), np.result_type(leaf).kind) for leaf in leaves]
+            if wanted == [(array.shape, array.dtype.kind) for array in arrays]:
+                found = jax.tree.unflatten(structure, arrays)
+                return found if isinstance(found, one.State) else _of_python(found)
+        return None
 
     def compiled_text(self) -> str:
         """The compiled program of :meth:`advance`, for those who want to look at it."""
@@ -195,6 +228,12 @@ class Optimizer:
             int(number[slot]),
             failure,
         )
+
+
+def _of_python(found: Optimized) -> Optimized:
+    """The same with numbers in place of arrays without axes."""
+    decision = Decision(*(np.asarray(value).item() for value in found.decision))
+    return found._replace(decision=decision, steps=int(found.steps))
 
 
 def shapes_of_one(classifier: Classifier, enter: Callable) -> tuple[one.Problem, one.State]:
