@@ -218,7 +218,7 @@ def read_photo(path: str | Path, at_least: int | None = None) -> Image.Image:
         raise ImageError(_no_access(path, error)) from error
     with file, unhindered():
         try:
-            return _decode(file, at_least)
+            return decode(file, at_least)
         except Image.UnidentifiedImageError as error:
             file.seek(0)
             raise ImageError(
@@ -235,7 +235,13 @@ def read_photo(path: str | Path, at_least: int | None = None) -> Image.Image:
             ) from error
 
 
-def _decode(file: BinaryIO, at_least: int | None) -> Image.Image:
+def decode(file: BinaryIO, at_least: int | None) -> Image.Image:
+    """As :func:`read_photo`, of an open file, inside :func:`unhindered`.
+
+    Raises:
+        ImageError: it is too large, or of 32-bit numbers that have no defined white.
+        Exception: one of ``DAMAGE``.
+    """
     Image.init()
     available = [name for name in FORMATS if name in Image.OPEN]  # AVIF: not in every build
     with Image.open(file, formats=available) as image:
