@@ -4,7 +4,6 @@ What needs JAX is imported where it is used, so that ``--help`` need not wait fo
 """
 
 import io
-import json
 import logging
 import os
 import sys
@@ -34,15 +33,16 @@ from tyro.conf import (
 )
 
 from amx_jax.config import PRESETS, Config, preset
+from amx_jax.console import DONE, INTERRUPTED, NOTHING, PARTLY, complain, outcome, show_json
 from amx_jax.data.photos import bundled_photos, find_photos, read_photo, unique_stems
 from amx_jax.data.results import (
     check_output,
-    plain,
     write_evaluation,
     write_explanation,
     write_index,
 )
 from amx_jax.errors import AmxError, ConfigError, ImageError, OutputError, one_line
+from amx_jax.experiment import load_experiment
 from amx_jax.report.pictures import decoded, explanation_pictures
 from amx_jax.report.terminal import (
     LEGEND,
@@ -55,6 +55,7 @@ from amx_jax.report.terminal import (
     ranking,
     summary,
 )
+from amx_jax.run_command import Inspect, Run
 
 if TYPE_CHECKING:
     from amx_jax.classifiers.classifier import Classifier
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from amx_jax.explainer import Explainer
     from amx_jax.explanation import Explanation, Unexplained
 
-DONE, PARTLY, NOTHING, INTERRUPTED = 0, 1, 2, 130
 DESCRIPTION = """\
 Which few pixels made the classifier decide: minimal, verified masks.
 
@@ -72,6 +72,7 @@ examples:
   amx explain dog.jpg --target beagle --output out --steps 300
   amx explain cat.jpg --notion robust      a mask that holds on any background
   amx evaluate photos/ --methods amx gradcam rise
+  amx run configs/default.py --data photos/    a whole data set, to Parquet
   amx explain --help           all options
   amx --version
 
@@ -80,7 +81,8 @@ exit status:
   1    some photos were, others were not; stderr says why, a line each
   2    nothing could be done: bad arguments, no readable photo, unknown
        classifier or class, bad weights, an output folder that takes no files
-  130  interrupted; what was finished is kept\
+  130  interrupted; what was finished is kept
+  143  the same, by SIGTERM: `amx run` saves and ends\
 """
 
 
@@ -190,7 +192,7 @@ class Explain(Source):
             classifier, self.config, others=other_photos(self.config, self.others, classifier)
         )
         check_output(self.output)
-        run = Run(self, explainer, photos, unique_stems(photos))
+        run = Photos(self, explainer, photos, unique_stems(photos))
         status = run.explain() or outcome(len(run.records), total)
         if not run.records:  # an older index stays, as the older results do
             return status
@@ -418,7 +420,7 @@ class Classifiers:
         return DONE
 
 
-class Run:
+class Photos:
     """The photos of one command on their way to their folders.
 
     Attributes:
@@ -534,21 +536,6 @@ def readable(
             yield index, photo
 
 
-def outcome(done: int, total: int) -> int:
-    """The exit status where ``done`` of ``total`` photos gave a result."""
-    return DONE if done == total else PARTLY if done else NOTHING
-
-
-def complain(reason: object) -> None:
-    """One line on stderr."""
-    print(f"amx: {reason}", file=sys.stderr)
-
-
-def show_json(value: Any) -> None:
-    """Strict JSON on stdout, in ASCII: no terminal's encoding can spoil it."""
-    Console().out(json.dumps(plain(value), allow_nan=False, indent=2), highlight=False)
-
-
 @dataclass(frozen=True)
 class Preset:
     """The one option that is read ahead: it sets the defaults of others."""
@@ -556,11 +543,14 @@ class Preset:
     preset: str = "default"
 
 
-def parse(arguments: Sequence[str]) -> Explain | Evaluate | Classify | Classifiers:
+def parse(
+    arguments: Sequence[str],
+) -> Explain | Evaluate | Run | Inspect | Classify | Classifiers:
     """The command that the arguments stand for.
 
     Raises:
-        ConfigError: a value outside its range, or no such preset.
+        ConfigError: a value outside its range, no such preset, or a file of ``amx run`` that defines
+            no experiment.
         SystemExit: after help, or after an argument that does not exist or has the wrong type.
     """
     name = Preset.preset
@@ -569,9 +559,14 @@ def parse(arguments: Sequence[str]) -> Explain | Evaluate | Classify | Classifie
             Preset, args=arguments, return_unknown_args=True, add_help=False, console_outputs=False
         )[0].preset
     explain = Explain(preset=name, config=preset(name))
+    run = Run("")
+    if len(arguments) > 1 and arguments[0] == "run" and not arguments[1].startswith("-"):
+        run = Run(arguments[1], experiment=load_experiment(arguments[1]))  # the others' defaults
     return tyro.cli(
         Annotated[Explain, subcommand("explain", default=explain)]
         | Annotated[Evaluate, subcommand("evaluate")]
+        | Annotated[Run, subcommand("run", default=run)]
+        | Annotated[Inspect, subcommand("inspect")]
         | Annotated[Classify, subcommand("classify")]
         | Annotated[Classifiers, subcommand("classifiers")],
         prog="amx",

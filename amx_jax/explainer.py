@@ -500,6 +500,7 @@ class Stream:
         self._optimizer = explainer._optimizer.emptied() if amx else None
         self._slots: dict[int, _Job] = {}
         self._verified: dict[int, tuple[_Job, Optimized]] = {}  # by the job's number: being verified
+        self._leaving: dict[int, Optimized] = {}  # likewise: verified, and not handed over yet
         # Of images that are explained more than once: those of their explanations that are ready.
         self._repeated: dict[int, dict[int, Explanation | Unexplained]] = {}
         self._pool = Pool(self._judge, explainer._evaluator.batch_size)
@@ -526,6 +527,7 @@ class Stream:
             zip(numbers, optimizer.states(self._slots), strict=True)
         )
         states |= {number: optimized for number, (_, optimized) in self._verified.items()}
+        states |= self._leaving
         return {divmod(n, self._seeds): optimizer.pack(state) for n, state in states.items()}
 
     def _run(self) -> Iterator[tuple[int, Explanation | Unexplained]]:
@@ -544,6 +546,7 @@ class Stream:
             if pool.waiting >= size or not self._slots:
                 for number, outcome in pool.advance():
                     job, optimized = self._verified.pop(number)
+                    self._leaving[number] = optimized
                     ready.append((job, explainer._explanation(job, optimized, outcome)))
                 phase = "verifying"
             else:
@@ -558,7 +561,10 @@ class Stream:
             whole = [found for job, one in ready for found in self._collect(job, one)]
             work = OPTIMISED * (sum(job.share for job in self._slots.values()) + len(self._verified))
             self._on_progress(phase, (work + sum(map(len, self._repeated.values()))) / self._seeds)
-            yield from whole
+            for number, found in whole:
+                yield number, found
+                for again in range(self._seeds):
+                    self._leaving.pop(number * self._seeds + again, None)
 
     def _enter(self, job: _Job) -> None:
         """Begin to explain an image, or go on where it stood."""

@@ -30,8 +30,8 @@ def _apply(params, image):
     return logits, {"stage1": out1, "stage2": out2}
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Classifier:
+def make_tiny() -> Classifier:
+    """The classifier; tests of other processes make it there."""
     rng = np.random.default_rng(0)
     shapes = {
         "kernel1": (3, 3, 3, 8),
@@ -55,6 +55,11 @@ def tiny() -> Classifier:
         labels=LABELS,
         stages=("stage1", "stage2"),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Classifier:
+    return make_tiny()
 
 
 @pytest.fixture(scope="session")

@@ -114,5 +114,5 @@ def test_repetitions_of_an_image_go_on_each_from_its_own(tiny, photos):
 
 def test_a_method_without_an_optimiser_has_nothing_to_go_on_from(tiny, photos):
     explainer = Explainer(tiny, replace(CONFIG, method="occlusion"))
-    found, states = interrupted(explainer, list(photos[:3]), 1)
+    _, states = interrupted(explainer, list(photos[:3]), 1)
     assert states == {}

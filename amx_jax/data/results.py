@@ -193,7 +193,7 @@ def read_explanations(folder: str | Path) -> list[dict[str, Any]]:
         OutputError: ``explanations.json`` is missing, unreadable or damaged.
     """
     path = Path(folder, EXPLANATIONS)
-    records = _read_json(path, "a list of records", "run the explanation again")
+    records = read_json(path, "a list of records", "run the explanation again")
     if not _are_records(records):
         raise OutputError(
             f"{one_line(path)}: found other JSON, expected a list of records; run the explanation again"
@@ -271,7 +271,7 @@ def read_evaluation(folder: str | Path) -> tuple[list[dict[str, Any]], list[dict
     """
     path = Path(folder, f"{EVALUATION}.json")
     expected, again = "records and summaries", "run the evaluation again"
-    found = _read_json(path, expected, again)
+    found = read_json(path, expected, again)
     if not (
         isinstance(found, dict)
         and _are_records(found.get("records"))
@@ -291,7 +291,17 @@ def _check_names(*names: str) -> None:
             raise OutputError(f"{name!r}: expected the plain name of a file or folder, no path")
 
 
-def _read_json(path: Path, expected: str, again: str) -> Any:
+def read_json(path: Path, expected: str, again: str) -> Any:
+    """A JSON file that this package wrote.
+
+    Args:
+        path: the file.
+        expected: what it should hold, for the message.
+        again: how to mend it, likewise.
+
+    Raises:
+        OutputError: it is missing, cannot be read, or is damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -113,6 +113,38 @@ def sufficiency_plot(
     return _png(figure)
 
 
+def area_plot(areas: np.ndarray, title: str) -> bytes:
+    """How the areas of many masks are distributed.
+
+    Args:
+        areas: ``(n,)`` in [0, 1]; one of 0 has no place on a log axis.
+        title: above the plot.
+
+    Returns:
+        A PNG file.
+
+    Raises:
+        ValueError: no areas, or values outside [0, 1].
+
+    Examples:
+        >>> area_plot(np.array([0.01, 0.02, 0.3]), "three photos")[1:4]
+        b'PNG'
+    """
+    areas, _ = _curve("areas", areas, np.zeros(np.shape(areas)))
+    if not areas.size:
+        raise ValueError("areas: found none, expected at least one")
+    figure, axes = _axes(title, areas[areas > 0], None)
+    shown = np.maximum(100 * areas, axes.get_xlim()[0])
+    axes.hist(shown, bins=np.geomspace(*axes.get_xlim(), 41).tolist(), color=COLOURS[0])
+    median = 100 * float(np.median(areas))
+    axes.axvline(
+        median, color=COLOURS[1], linestyle="--", linewidth=1.8, label=f"median {median:.1f} %"
+    )
+    axes.set_ylim(auto=True)
+    axes.set_ylabel("photos")
+    return _png(figure)
+
+
 def _curve(name: str, areas: Any, retention: Any) -> tuple[np.ndarray, np.ndarray]:
     areas, retention = np.asarray(areas, float), np.asarray(retention, float)
     if areas.shape != retention.shape or areas.ndim != 1:

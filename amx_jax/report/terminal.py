@@ -9,6 +9,8 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from amx_jax.errors import one_line
+
 LEGEND = """\
 p(x) p(e)    probability of the class: the photo, its kept pixels alone
 area raw     share of the pixels kept, after and before pruning
@@ -349,6 +351,51 @@ def summary(records: Sequence[Mapping[str, Any]], total: int, folder: str) -> st
         f"{len(records)} of {total} photo{'s' if total > 1 else ''} explained, "
         f"median area {100 * area:.1f} %, {claim}\nresults in {folder.rstrip('/') or folder}/"
     )
+
+
+def run_lines(found: Mapping[str, Any], width: int) -> str:
+    """A run over a data set, in a few lines.
+
+    Args:
+        found: as :func:`amx_jax.evaluate.run_summary.summarise_run` returns it.
+        width: of the terminal, in characters.
+
+    Examples:
+        >>> nothing = dict.fromkeys(("image", "explanation"))
+        >>> found = {"explained": 0, "failed": 1, "area": {}, "probability": nothing, "flags": {}}
+        >>> print(run_lines(found | {"failures": {"gone": {"count": 1, "examples": ["a"]}}}, 80))
+        0 explained, 1 failed
+        <BLANKLINE>
+        failed: gone
+          1 image: a
+    """
+    lines = [f"{found['explained']:,} explained, {found['failed']:,} failed"]
+    if found["explained"]:
+        names = ("sufficient", "minimal", "holds", "necessary")
+        lines += ["", *(f"{name:<12}{_per_cent_of_all(found[name]):>8}" for name in names)]
+        quantiles = found["area"]
+        head = "".join(f"{name:>8}" for name in quantiles)
+        values = "".join(f"{100 * value:>6.1f} %" for value in quantiles.values())
+        lines += ["", f"{'quantile':<12}{head}", f"{'area':<12}{values}"]
+        image, explanation = found["probability"]["image"], found["probability"]["explanation"]
+        lines += [
+            "",
+            f"median probability of the class: photo {image:.2f}, kept pixels {explanation:.2f}",
+        ]
+    for flag, count in found["flags"].items():
+        lines.append(f"{count:,} flagged: {flag}")
+    for cause, about in found["failures"].items():
+        count, some = about["count"], ", ".join(one_line(name) for name in about["examples"])
+        more = ", …" if count > len(about["examples"]) else ""
+        told = f"{count:,} image{'s' if count > 1 else ''}: {some}{more}"
+        lines += ["", *wrap(f"failed: {one_line(cause)}", width, subsequent_indent="  ")]
+        lines += wrap(told, width, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _per_cent_of_all(share: float) -> str:
+    """100 % is said of all alone."""
+    return f"{100 * share:.0f} %" if share in (0, 1) else f"{min(max(100 * share, 0.1), 99.9):.1f} %"
 
 
 def ranking(name: str, classes: Sequence[Mapping[str, Any]]) -> str:
