@@ -503,6 +503,7 @@ class Stream:
         self._leaving: dict[int, Optimized] = {}  # likewise: verified, and not handed over yet
         # Of images that are explained more than once: those of their explanations that are ready.
         self._repeated: dict[int, dict[int, Explanation | Unexplained]] = {}
+        self._ready: list[tuple[_Job, Explanation | Unexplained]] = []
         self._pool = Pool(self._judge, explainer._evaluator.batch_size)
         self._running = self._run()
 
@@ -540,25 +541,21 @@ class Stream:
                     more = False
                     break
                 self._enter(job)
-            if not self._slots and not pool:
+            if not (self._slots or pool or self._ready):
                 break
-            ready: list[tuple[_Job, Explanation | Unexplained]] = []
             if pool.waiting >= size or not self._slots:
                 for number, outcome in pool.advance():
                     job, optimized = self._verified.pop(number)
                     self._leaving[number] = optimized
-                    ready.append((job, explainer._explanation(job, optimized, outcome)))
+                    self._ready.append((job, explainer._explanation(job, optimized, outcome)))
                 phase = "verifying"
             else:
                 assert optimizer is not None  # else nothing has a slot
                 for slot, optimized in advance(optimizer, self._slots):
-                    job = self._slots.pop(slot)
-                    if optimized.failure is None:
-                        self._verify(job, optimized)
-                    else:
-                        ready.append((job, Unexplained(optimized.failure)))
+                    self._verify(self._slots.pop(slot), optimized)
                 phase = "optimising"
-            whole = [found for job, one in ready for found in self._collect(job, one)]
+            whole = [found for job, one in self._ready for found in self._collect(job, one)]
+            self._ready.clear()
             work = OPTIMISED * (sum(job.share for job in self._slots.values()) + len(self._verified))
             self._on_progress(phase, (work + sum(map(len, self._repeated.values()))) / self._seeds)
             for number, found in whole:
@@ -582,6 +579,14 @@ class Stream:
             self._slots[slot] = job
 
     def _verify(self, job: _Job, optimized: Optimized) -> None:
+        target, rival, _ = optimized.decision
+        failure = optimized.failure
+        if target == rival:  # nobody named the target
+            name = self._explainer.classifier.labels[rival]
+            failure = f"its top class is {name}, the class it shall be compared with; name a target"
+        if failure is not None:
+            self._ready.append((job, Unexplained(failure)))
+            return
         self._verified[job.number] = job, optimized
         self._pool.add(job.number, self._explainer._verify(job, optimized))
 

@@ -146,10 +146,10 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Unexplained:
-    """An image whose optimisation met a value that is not finite.
+    """An image without an explanation.
 
     Attributes:
-        reason: the step and the term.
+        reason: the step and the term where a value was not finite; or what could not be asked of it.
     """
 
     reason: str

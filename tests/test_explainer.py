@@ -420,6 +420,26 @@ def test_an_image_that_is_not_finite_is_unexplained_and_the_others_are_not_chang
     assert explainer([GRAY, GRAY]) == [found[1]] * 2
 
 
+@pytest.mark.parametrize("method", ["amx", "occlusion"])
+def test_a_photo_is_not_compared_with_its_own_top_class_and_the_others_are(
+    tiny, explanations, photos, method
+):
+    explainer = Explainer(tiny, replace(CONFIG, method=method))
+    rival = explanations[0].target
+    found = explainer(list(photos[:4]), rivals=[rival] * 4)
+    for one, other in zip(explanations, found, strict=False):
+        if one.target == rival:
+            name = tiny.labels[rival]
+            assert other == Unexplained(
+                f"its top class is {name}, the class it shall be compared with; name a target"
+            )
+        else:
+            assert other.target == one.target
+            assert other.decision.rival == rival
+    assert isinstance(found[0], Unexplained)
+    assert explainer([photos[0]], rivals=[rival]) == [found[0]]
+
+
 def test_a_stage_that_the_classifier_lacks_is_refused_with_those_it_has(tiny):
     with pytest.raises(ConfigError, match=r"stages: found stage9, expected some of stage1, stage2"):
         Explainer(tiny, replace(CONFIG, stages=("stage1", "stage9")))
