@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from tyro.conf import DisallowNone, FlagCreatePairsOff, Positional, arg
 
 from amx_jax.console import INTERRUPTED, TERMINATED, complain, outcome, show_json
+from amx_jax.data.results import write_whole
 from amx_jax.errors import ConfigError, OutputError, one_line
 from amx_jax.experiment import Experiment
 from amx_jax.report.terminal import run_lines
@@ -208,7 +209,7 @@ class Inspect:
         if not len(areas):
             raise OutputError(f"{one_line(self.folder)}: found no explained image, and nothing to plot")
         title = f"{one_line(self.folder)}: {len(areas):,} photo{'s' if len(areas) > 1 else ''}"
-        Path(path).write_bytes(area_plot(areas, title))
+        write_whole(Path(path), area_plot(areas, title))
 
 
 def summarised(folder: str, examples: int = 3) -> dict[str, Any]:

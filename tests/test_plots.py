@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from amx_jax.report.plots import COLOURS, DASHES, retention_plot, sufficiency_plot
+from amx_jax.report.plots import COLOURS, DASHES, area_plot, retention_plot, sufficiency_plot
 
 AREAS = np.geomspace(0.01, 1, 9)
 FULL = np.ones(9)
@@ -151,3 +151,16 @@ retention_plot({"amx": ([0.1, 0.2], [0.5, 1.0])}, "title")
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_histogram_of_areas_has_bars_as_high_as_their_counts():
+    areas = np.r_[np.full(30, 0.01), np.full(10, 0.1), np.full(25, 0.5)]
+    _, columns = where(pixels(area_plot(areas, "$a_b$")), COLOURS[0])
+    heights, widths = np.unique(np.bincount(columns), return_counts=True)
+    bars = heights[(heights > 0) & (widths > 8)]  # not a bar's edge, nor where the median crosses it
+    assert bars / bars.max() * 30 == pytest.approx([10, 25, 30], abs=0.3)
+
+
+def test_a_histogram_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="areas: found none"):
+        area_plot(np.array([]), "none")

@@ -1,11 +1,16 @@
 """Rows in Parquet: each image once, whoever reads them and whenever the writer is killed."""
 
+import contextlib
 import json
 import os
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from amx_jax import Config, Explainer
 from amx_jax.data import shards
@@ -71,7 +76,8 @@ def test_pandas_duckdb_and_datasets_read_them(tmp_path, rows):
     shards.write_shard(tmp_path / "part-00000-of-00001.parquet", rows)
     frame = pandas.read_parquet(tmp_path / "part-00000-of-00001.parquet")
     assert list(frame["id"]) == IDS
-    assert frame["mask"][0] == rows[0]["mask"]
+    for png, row in zip(frame["mask"], rows, strict=True):
+        assert row["failure"] or np.array_equal(shards.mask_of(png), shards.mask_of(row["mask"]))
     assert frame["robustness"][0][0]["trials"] == 3
     query = f"select id, area, mask from '{tmp_path}/*.parquet' where failure is null order by area"
     found = duckdb.sql(query).fetchall()
@@ -148,6 +154,65 @@ def test_a_run_of_fewer_images_drops_no_other(tmp_path, rows):
     assert sorted(row["id"] for row in of_folder(tmp_path)) == sorted(IDS)
 
 
+def test_other_files_than_before_are_made_where_others_are_asked_for(tmp_path, rows):
+    """Their names alone do not tell: two files of 5 and 1 rows are called as two of 3 and 3."""
+    in_pieces(tmp_path, rows, (6,))
+    shards.merge(tmp_path, IDS, 5)
+    shards.merge(tmp_path, IDS, 3)
+    assert [len(shards.read_rows(path)) for path in sorted(tmp_path.glob("*.parquet"))] == [3, 3]
+    shards.merge(tmp_path, IDS[::-1], 3)
+    assert [row["id"] for row in of_folder(tmp_path)] == IDS[::-1]
+
+
+def test_files_that_are_as_asked_for_are_left_alone(tmp_path, rows):
+    in_pieces(tmp_path, rows, (6,))
+    before = [path.stat().st_mtime_ns for path in shards.merge(tmp_path, IDS, 4)]
+    assert [path.stat().st_mtime_ns for path in shards.merge(tmp_path, IDS, 4)] == before
+
+
+def test_an_id_that_is_asked_for_twice_is_one_row(tmp_path, rows):
+    in_pieces(tmp_path, rows, (6,))
+    shards.merge(tmp_path, [*IDS, IDS[0]], 10)
+    assert [row["id"] for row in of_folder(tmp_path)] == IDS
+
+
+def test_an_id_without_a_row_is_told_and_changes_nothing(tmp_path, rows):
+    in_pieces(tmp_path, rows, (6,))
+    with pytest.raises(OutputError, match="found no row of 1 of 7 images, as of 'g\\\\n', expected"):
+        shards.merge(tmp_path, [*IDS, "g\n"], 4)
+    assert shards.finished(tmp_path) == (set(IDS), [])
+    assert not of_folder(tmp_path)
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_whatever_the_pieces_each_image_is_one_row_in_order(data):
+    order = data.draw(st.lists(st.text(min_size=1, max_size=4), unique=True, min_size=1, max_size=8))
+    order = list(dict.fromkeys(map(shards.text, order)))
+    again = data.draw(st.lists(st.sampled_from(order), max_size=4))
+    written = data.draw(st.permutations(order + again))
+    size, at_most = (data.draw(st.integers(1, 5)) for _ in range(2))
+    with tempfile.TemporaryDirectory() as name:
+        rows = [shards.failed(name, "gone") for name in written]
+        in_pieces(Path(name), rows, [size] * -(-len(rows) // size))
+        merged = shards.merge(Path(name), order, at_most)
+        assert [row["id"] for row in of_folder(Path(name))] == order
+        assert len(merged) == -(-len(order) // at_most)
+
+
+def test_a_merge_holds_one_file_of_rows_whatever_their_order(tmp_path, rng):
+    names = [f"{number:03d}" for number in range(300)]
+    rows = [shards.failed(name, name * 10_000) for name in names]
+    peaks = []
+    for folder, order in ((tmp_path / "a", names), (tmp_path / "b", list(rng.permutation(names)))):
+        in_pieces(folder, rows, [20] * 15)
+        tracemalloc.start()
+        shards.merge(folder, order, 20)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks) < 2 * 20 * 30_000 + 1_000_000  # of 300 rows with 30 kB each
+
+
 class Killed(BaseException):
     """No error that anybody catches."""
 
@@ -166,7 +231,8 @@ def changes(monkeypatch, at):
 
         return change
 
-    monkeypatch.setattr(os, "replace", counted(os.replace))
+    for name in ("replace", "fsync"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
     for name in ("unlink", "rmdir", "mkdir"):
         monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
     return lambda: seen
@@ -195,6 +261,116 @@ def test_a_merge_killed_at_any_moment_loses_and_repeats_nothing(tmp_path, rows, 
         assert len(list(folder.glob("*.parquet"))) == 2
         assert not list(shards.pieces(folder).iterdir())
     assert moment > 10
+
+
+def test_what_is_finished_is_known_while_another_process_merges(tmp_path, rows, monkeypatch):
+    """The other merges just before any one look of ours at the disk."""
+    moment = 0
+    while True:
+        moment += 1
+        folder = tmp_path / str(moment)
+        in_pieces(folder, rows[:4], (2, 2))
+        shards.merge(folder, IDS[:4], 2)
+        in_pieces(folder, rows[4:], (1, 1))
+        looks = 0
+        with monkeypatch.context() as patch:
+
+            def before(real, folder=folder, patch=patch, moment=moment):
+                def look(*args, **options):
+                    nonlocal looks
+                    looks += 1
+                    if looks == moment:
+                        patch.undo()
+                        shards.merge(folder, IDS, 3)
+                    return real(*args, **options)
+
+                return look
+
+            patch.setattr(shards, "_table", before(shards._table))
+            for name in ("glob", "exists"):
+                patch.setattr(Path, name, before(getattr(Path, name)))
+            assert shards.finished(folder) == (set(IDS), [])
+        if looks < moment:
+            break
+    assert moment > 10
+
+
+def test_a_name_is_on_the_disk_after_its_content_and_before_others_go(tmp_path, rows, monkeypatch):
+    """Else a loss of power leaves an empty file, or neither the old nor the new."""
+    done = []
+
+    def noted(name, real):
+        def change(path, *args, **options):
+            done.append(name)
+            return real(path, *args, **options)
+
+        return change
+
+    in_pieces(tmp_path, rows, (6,))
+    for name in ("replace", "fsync"):
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    monkeypatch.setattr(Path, "unlink", noted("unlink", Path.unlink))
+    shards.merge(tmp_path, IDS, 6)
+    written = ["fsync", "replace", "fsync", "unlink"]  # the last, of a temporary file that is gone
+    removed, moved, note = ["unlink"], ["replace", "fsync"], ["unlink"]
+    assert done == [*written, *written, *removed, *moved, *note]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_a_file_that_may_not_be_read_is_no_damaged_one(tmp_path, rows, monkeypatch):
+    in_pieces(tmp_path, rows, (6,))
+    shards.merge(tmp_path, IDS, 6)
+    [path] = tmp_path.glob("*.parquet")
+    path.chmod(0)
+    monkeypatch.chdir(tmp_path)  # pytest closes the folders above to other users
+    tmp_path.chmod(0o755)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(OutputError, match=r"parquet: cannot be read: Permission denied; mend"):
+            shards.finished(Path())
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_file_that_cannot_be_set_aside_is_told(tmp_path):
+    with pytest.raises(OutputError, match=r"gone\.parquet: cannot be set aside: No such file"):
+        shards.set_aside(tmp_path / "gone.parquet")
+
+
+def test_a_damaged_note_of_a_merge_is_told(tmp_path, rows):
+    in_pieces(tmp_path, rows, (6,))
+    shards.write_shard(tmp_path / ".pieces/new/part-00000-of-00001.parquet", rows)
+    (tmp_path / ".pieces/new/whole.json").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"whole\.json: found damaged JSON .*; delete it and run"):
+        shards.merge(tmp_path, IDS, 6)
+    (tmp_path / ".pieces/new/whole.json").unlink()
+    shards.merge(tmp_path, IDS, 6)
+    assert [row["id"] for row in of_folder(tmp_path)] == IDS
+
+
+def test_a_file_of_the_users_own_is_left_alone(tmp_path, rows):
+    (tmp_path / "part-list.parquet").write_bytes(b"mine")
+    in_pieces(tmp_path, rows, (6,))
+    assert shards.finished(tmp_path) == (set(IDS), [])
+    shards.merge(tmp_path, IDS, 4)
+    assert (tmp_path / "part-list.parquet").read_bytes() == b"mine"
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_flipped_bit_goes_unnoticed(rows, data):
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "rows.parquet")
+        shards.write_shard(path, rows)
+        content, before = bytearray(path.read_bytes()), shards.read_rows(path)
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+        with contextlib.suppress(OutputError):
+            assert shards.read_rows(path) == before
 
 
 @pytest.mark.parametrize(

@@ -167,11 +167,26 @@ def write_json(path: Path, value: Any) -> Path:
           0.5
         ]
     """
-    text = _to_json(value)
+    return write_whole(path, _to_json(value))
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write a file in one step: whoever reads it finds the old one or the new one.
+
+    Args:
+        path: the file, in a folder that exists.
+        content: of it.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         try:
-            temporary.write_bytes(text)
+            temporary.write_bytes(content)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -10,19 +10,24 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
-from amx_jax.data.results import plain, write_json
+from amx_jax.data.results import plain, read_json
 from amx_jax.errors import ConfigError, OutputError, one_line
 
 PIECES = ".pieces"
 LEFT_OUT = ("seconds", "config", "versions")  # of the record: not of the image, or not the same again
 COMPRESSION = "zstd"
+PARTS = "part-*-of-*.parquet"
+
+
+class _Damaged(OutputError):
+    """A file with no rows to be had from it, unlike one that cannot be opened now."""
 
 
 def row(name: str, record: Mapping[str, Any], mask: np.ndarray) -> dict[str, Any]:
@@ -157,15 +162,24 @@ def write_shard(
 
     about = {key: json.dumps(plain(value), sort_keys=True) for key, value in (metadata or {}).items()}
     table = pa.Table.from_pylist(list(rows), schema=schema().with_metadata(about))
+    _write(
+        path,
+        lambda file: pq.write_table(table, file, compression=COMPRESSION, write_page_checksum=True),
+    )
+
+
+def _write(path: Path, content: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that is whole whenever it is there, after a loss of power as well."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
-                pq.write_table(table, file, compression=COMPRESSION)
+                content(file)
                 file.flush()
                 os.fsync(file.fileno())  # its name must not be on the disk before its content is
             os.replace(temporary, path)
+            _sync(path.parent)  # and what it replaces may be deleted only once its name is
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -173,6 +187,17 @@ def write_shard(
             f"{one_line(path)}: cannot be written: {error.strerror or error}; free some space or "
             "choose another output folder"
         ) from error
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    if os.name != "posix":  # Windows opens no folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -183,7 +208,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str
         columns: those wanted; all by default.
 
     Raises:
-        OutputError: it is missing, damaged, or of other columns.
+        OutputError: it is missing, unreadable, damaged, or of other columns.
     """
     return _table(path, columns).to_pylist()
 
@@ -193,18 +218,22 @@ def _table(path: Path, columns: Sequence[str] | None = None) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             found, wanted = file.schema_arrow, schema()
             if not found.equals(wanted):
                 odd = sorted(set(found.names) ^ set(wanted.names)) or ["types"]
-                raise OutputError(
+                raise _Damaged(
                     f"{one_line(path)}: found other columns than a run writes ({', '.join(odd[:5])}); "
                     "take the file away, or choose another folder"
                 )
             return file.read(list(columns) if columns is not None else None)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names that are no UTF-8
+        if isinstance(error, OSError) and error.errno:  # the system's; Arrow's own have no number
+            raise OutputError(
+                f"{one_line(path)}: cannot be read: {os.strerror(error.errno)}; mend that and run again"
+            ) from error
         reason = " ".join(str(error).split())[:150]
-        raise OutputError(
+        raise _Damaged(
             f"{one_line(path)}: found a damaged Parquet file ({reason}), expected a whole one; take it "
             "away and run again"
         ) from error
@@ -238,32 +267,55 @@ def read_columns(folder: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def finished(folder: Path) -> tuple[set[str], list[Path]]:
-    """The ids that have a row, and the files that cannot be read.
+    """The ids that have a row, and the files that are damaged.
+
+    Another process may put the files together meanwhile.
 
     Args:
         folder: of the run.
+
+    Raises:
+        OutputError: a file cannot be read that may well be whole, as one without permission.
     """
-    names: set[str] = set()
-    damaged = []
-    for path in files(folder):
-        try:
-            # All columns: what is damaged must be found now, not when the run is put together.
-            names |= set(_table(path)["id"].to_pylist())
-        except OutputError:
-            damaged.append(path)
-    return names, damaged
+    while True:
+        names: set[str] = set()
+        damaged = []
+        paths = files(folder)
+        for path in paths:
+            try:
+                # All columns: what is damaged must be found now, not when the run is put together.
+                names |= set(_table(path)["id"].to_pylist())
+            except _Damaged:
+                damaged.append(path)
+            except OutputError:
+                if path.exists():
+                    raise
+        if all(path.exists() for path in paths):  # else a merge has moved rows behind our back
+            return names, damaged
 
 
 def files(folder: Path) -> list[Path]:
     """The Parquet files of a run's folder: finished ones, and then pieces."""
-    new = sorted(_new(folder).glob("part-*.parquet")) if _whole(folder).exists() else []
-    return _parts(folder) + new + sorted(pieces(folder).glob("*.parquet"))
+    # Looked for in the order that rows move in, so that a merge moves none past us.
+    small = sorted(pieces(folder).glob("*.parquet"))
+    new = sorted(_new(folder).glob(PARTS)) if _whole(folder).exists() else []
+    return _parts(folder) + new + small
 
 
 def set_aside(path: Path) -> Path:
-    """Take a damaged file out of the run; its images are explained anew. Returns its new name."""
+    """Take a damaged file out of the run; its images are explained anew. Returns its new name.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
     aside = path.with_name(f"{path.name}.corrupt")
-    os.replace(path, aside)
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        raise OutputError(
+            f"{one_line(path)}: cannot be set aside: {error.strerror or error}; "
+            "take the file away and run again"
+        ) from error
     return aside
 
 
@@ -277,8 +329,8 @@ def merge(
     folder meets no id twice.
 
     Args:
-        folder: of the run; each of the ids has a row in it.
-        names: the ids. Rows of others, as of a larger run, come after them.
+        folder: of the run.
+        names: the ids, each with a row in it. Rows of others, as of a larger run, come after them.
         rows: in each file, at most.
         metadata: as of :func:`write_shard`.
 
@@ -286,7 +338,17 @@ def merge(
         The files.
 
     Raises:
-        OutputError: a file cannot be read or written.
+        OutputError: a file cannot be read or written, or an id has no row.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = Path(name)
+        ...     write_shard(pieces(folder) / "0.parquet", [failed(id, "gone") for id in "cab"])
+        ...     for path in merge(folder, "abc", rows=2):
+        ...         print(path.name, [row["id"] for row in read_rows(path, ["id"])])
+        part-00000-of-00002.parquet ['a', 'b']
+        part-00001-of-00002.parquet ['c']
     """
     try:
         _complete(folder)  # an earlier one
@@ -294,14 +356,22 @@ def merge(
         for path in reversed(files(folder)):  # of an id with two rows, which are the same, the first
             found = _table(path, ["id"])["id"].to_pylist()
             where |= {name: (path, place) for place, name in enumerate(found)}
-        order = [*names, *sorted(where.keys() - set(names))]
+        order = list(dict.fromkeys([*names, *sorted(where.keys() - set(names))]))
+        missing = [name for name in order if name not in where]
+        if missing:
+            raise OutputError(
+                f"{one_line(folder)}: found no row of {len(missing)} of {len(order)} images, as of "
+                f"{one_line(missing[0])}, expected one of each; run again"
+            )
         count = -(-len(order) // rows)
-        parts = [f"part-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
-        if files(folder) != [folder / part for part in parts]:
+        parts = [folder / f"part-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+        asked = {name: (parts[place // rows], place % rows) for place, name in enumerate(order)}
+        if files(folder) != parts or where != asked:
             for number, part in enumerate(parts):
                 own = order[number * rows : (number + 1) * rows]
-                write_shard(_new(folder) / part, list(_gathered(own, where)), metadata)
-            write_json(_whole(folder), parts)
+                write_shard(_new(folder) / part.name, _gathered(own, where), metadata)
+            note = json.dumps([part.name for part in parts]).encode()
+            _write(_whole(folder), lambda file: file.write(note))
             _complete(folder)
     except OSError as error:
         raise OutputError(
@@ -327,7 +397,7 @@ def _complete(folder: Path) -> None:
     if not new.exists():
         return
     if _whole(folder).exists():
-        parts = json.loads(_whole(folder).read_bytes())
+        parts = read_json(_whole(folder), "the names of files", "delete it and run again")
         for path in [*_parts(folder), *pieces(folder).glob("*.parquet")]:
             in_place = path.parent == folder and path.name in parts and not (new / path.name).exists()
             if not in_place:
@@ -335,6 +405,7 @@ def _complete(folder: Path) -> None:
         for part in parts:
             if (new / part).exists():
                 os.replace(new / part, folder / part)
+        _sync(folder)
         _whole(folder).unlink()
     for path in new.iterdir():
         path.unlink()
@@ -342,17 +413,21 @@ def _complete(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+    return sorted(folder.glob(PARTS))
 
 
-def _gathered(names: Iterable[str], where: Mapping[str, tuple[Path, int]]) -> Iterator[dict[str, Any]]:
-    """The rows of some ids, from wherever they are; one file after the other is open."""
-    opened: dict[Path, list[dict[str, Any]]] = {}
+def _gathered(names: Iterable[str], where: Mapping[str, tuple[Path, int]]) -> list[dict[str, Any]]:
+    """The rows of some ids, from wherever they are; of each file no others are kept."""
+    places: dict[Path, list[int]] = {}
     for name in names:
         path, place = where[name]
-        if path not in opened:
-            opened[path] = read_rows(path)
-        yield opened[path][place]
+        places.setdefault(path, []).append(place)
+    rows = {
+        row["id"]: row
+        for path, wanted in places.items()
+        for row in _table(path).take(wanted).to_pylist()
+    }
+    return [rows[name] for name in names]
 
 
 def _pyarrow() -> Any:

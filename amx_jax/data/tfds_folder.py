@@ -3,12 +3,13 @@
 Needs TensorFlow Datasets and ``array_record``, not TensorFlow. Knows nothing of classifiers.
 """
 
+import contextlib
 import itertools
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,9 @@ def build_tfds(
     try:
         temporary.mkdir(parents=True)
         writer = _writer(tfds, name, temporary, sorted(set(labels)))
-        examples = _examples(folder, source, labels, workers, failures)
-        while batch := list(itertools.islice(examples, AT_A_TIME)):
-            writer.add_examples({SPLIT: batch})
+        with contextlib.closing(_examples(folder, source, labels, workers, failures)) as examples:
+            while batch := list(itertools.islice(examples, AT_A_TIME)):
+                writer.add_examples({SPLIT: batch})
         if len(failures) == len(source):
             raise ImageError(
                 f"{one_line(folder)}: found no photo that can be read, expected one at least; the "
@@ -92,6 +93,8 @@ def build_tfds(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # where nothing else is in it
     return target, failures
 
 
@@ -129,7 +132,7 @@ def _writer(tfds: Any, name: str, folder: Path, labels: list[str]) -> Any:
 
 def _examples(
     folder: Path, source: Source, labels: list[str], workers: int, failures: list[Failure]
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     # at_least=1: a JPEG is checked to its end all the same, in a third of the time.
     for index, photo in ahead(source, range(len(source)), workers, 2 * workers, at_least=1):
         name = source.ids[index]

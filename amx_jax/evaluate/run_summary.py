@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from amx_jax.errors import one_line
+
 COLUMNS = (
     "id",
     "failure",
@@ -87,4 +89,4 @@ def _flags(flags: Iterable[Sequence[str]]) -> Counter[str]:
 
 def _cause(name: str, reason: str) -> str:
     """The reason without the image's own name, so that the same cause is counted together."""
-    return reason.removeprefix(f"{name}: ")
+    return reason.removeprefix(f"{name}: ").removeprefix(f"{one_line(name)}: ")

@@ -130,17 +130,18 @@ def area_plot(areas: np.ndarray, title: str) -> bytes:
         >>> area_plot(np.array([0.01, 0.02, 0.3]), "three photos")[1:4]
         b'PNG'
     """
-    areas, _ = _curve("areas", areas, np.zeros(np.shape(areas)))
+    areas = np.asarray(areas, float)
     if not areas.size:
         raise ValueError("areas: found none, expected at least one")
+    median = 100 * float(np.median(areas))
+    areas, _ = _curve("areas", areas, np.zeros(areas.shape))
     figure, axes = _axes(title, areas[areas > 0], None)
     shown = np.maximum(100 * areas, axes.get_xlim()[0])
     axes.hist(shown, bins=np.geomspace(*axes.get_xlim(), 41).tolist(), color=COLOURS[0])
-    median = 100 * float(np.median(areas))
     axes.axvline(
         median, color=COLOURS[1], linestyle="--", linewidth=1.8, label=f"median {median:.1f} %"
     )
-    axes.set_ylim(auto=True)
+    axes.autoscale(axis="y")
     axes.set_ylabel("photos")
     return _png(figure)
 

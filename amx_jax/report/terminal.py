@@ -16,6 +16,7 @@ p(x) p(e)    probability of the class: the photo, its kept pixels alone
 area raw     share of the pixels kept, after and before pruning
 suf nec min  sufficient, necessary, 1-minimal
 parts calls  connected regions of the mask, classifier calls of pruning"""
+CAUSES = 10  # of failures, that are told
 ALIKE = 0.5  # rank correlation from which a ranking hardly depends on what the classifier learned
 NUMBERS = ("p(x)", "p(e)", "area %", "raw %", "suf", "nec", "min", "parts", "calls", "s")
 
@@ -384,12 +385,15 @@ def run_lines(found: Mapping[str, Any], width: int) -> str:
         ]
     for flag, count in found["flags"].items():
         lines.append(f"{count:,} flagged: {flag}")
-    for cause, about in found["failures"].items():
+    told_of = list(found["failures"].items())[:CAUSES]
+    for cause, about in told_of:
         count, some = about["count"], ", ".join(one_line(name) for name in about["examples"])
         more = ", …" if count > len(about["examples"]) else ""
         told = f"{count:,} image{'s' if count > 1 else ''}: {some}{more}"
         lines += ["", *wrap(f"failed: {one_line(cause)}", width, subsequent_indent="  ")]
         lines += wrap(told, width, initial_indent="  ", subsequent_indent="  ")
+    if len(found["failures"]) > CAUSES:
+        lines += ["", f"and {len(found['failures']) - CAUSES:,} more causes; --json has all"]
     return "\n".join(lines)
 
 
