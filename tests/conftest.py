@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from amx_jax import Classifier, Preprocess
+from amx_jax import Classifier, Explainer, Preprocess
 
 # Before any computation. test_lift.py asks for eight, in a process of its own.
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", 2)))
@@ -60,6 +60,20 @@ def make_tiny() -> Classifier:
 @pytest.fixture(scope="session")
 def tiny() -> Classifier:
     return make_tiny()
+
+
+@pytest.fixture(scope="session")
+def explainers():
+    """Stands for Explainer, and compiles each but once; photos have no hash."""
+    made = {}
+
+    def explainer(classifier, config=None, devices=None, others=()):
+        key = classifier, config, tuple(devices or ()), tuple(photo.tobytes() for photo in others)
+        if key not in made:
+            made[key] = Explainer(classifier, config, devices, others)
+        return made[key]
+
+    return explainer
 
 
 @pytest.fixture(scope="session")

@@ -93,20 +93,6 @@ def terminal():
         yield
 
 
-@pytest.fixture(scope="module")
-def explainers():
-    """Compiled once for each configuration; photos have no hash."""
-    made = {}
-
-    def explainer(classifier, config, others=()):
-        key = classifier, config, tuple(photo.tobytes() for photo in others)
-        if key not in made:
-            made[key] = Explainer(classifier, config, others=others)
-        return made[key]
-
-    return explainer
-
-
 @pytest.fixture
 def small(tiny, explainers, monkeypatch, tmp_path):
     """The command with a classifier that costs nothing, in a folder of its own."""

@@ -42,10 +42,11 @@ def amx(*arguments):
 
 
 @pytest.fixture
-def folder(tiny, photos, monkeypatch, tmp_path):
+def folder(tiny, photos, explainers, monkeypatch, tmp_path):
     """A folder with photos and an experiment, where the classifier costs nothing."""
     monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda *_: tiny)
     monkeypatch.setattr("amx_jax.lift.keep_compiled", lambda folder: None)
+    monkeypatch.setattr("amx_jax.runner.Explainer", explainers)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     Path("photos/deep").mkdir(parents=True)

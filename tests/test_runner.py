@@ -41,6 +41,13 @@ def make_photos(folder, count):
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once(explainers):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amx_jax.runner.Explainer", explainers)
+        yield
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Twelve photos, and one that is none."""
