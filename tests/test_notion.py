@@ -48,7 +48,7 @@ def test_a_mask_holds_where_at_most_the_allowed_number_of_all_backgrounds_fails(
 ):
     margin, masks = random_margins(seed, shift), some_masks(5)
     notion = Notion(Config(notion=name, backgrounds=backgrounds, delta=0.25))
-    allowed = backgrounds // 40 if name == "robust" else 0  # a tenth of δ
+    allowed = backgrounds // 20 if name == "robust" else 0  # a fifth of δ
     assert notion.allowed == allowed
     scores, asked = ask(notion.test(masks), margin)
     for mask, score in zip(masks, scores, strict=True):
@@ -62,7 +62,7 @@ def test_a_mask_holds_where_at_most_the_allowed_number_of_all_backgrounds_fails(
 def test_hopeless_masks_cost_few_questions():
     notion = Notion(Config(notion="robust", backgrounds=60))
     _, asked = ask(notion.test(some_masks(10)), lambda mask, trial: -1.0)
-    assert len(asked) == 10  # no failure of 60 is allowed
+    assert len(asked) == 10 * 2  # one failure of 60 is allowed
 
 
 def test_the_hardest_backgrounds_come_first_once_they_are_known():

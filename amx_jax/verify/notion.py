@@ -17,7 +17,7 @@ from amx_jax.verify.pool import Judged, Search
 
 Goal = Literal["sufficient", "necessary", "complete"]
 SCREEN = 12  # the hardest backgrounds, enough to say which squares are worth a whole test
-STRICTER = 10  # the search may fail on this many times fewer backgrounds than the claim allows
+STRICTER = 5  # the search may fail on this many times fewer backgrounds than the claim allows
 ROUNDS = 3  # searches of one photo, each on twice the backgrounds of the one before
 
 
