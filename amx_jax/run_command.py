@@ -214,10 +214,11 @@ class Inspect:
 
 def summarised(folder: str, examples: int = 3) -> dict[str, Any]:
     """What a run found so far, as :func:`amx_jax.evaluate.run_summary.summarise_run` says it."""
+    from amx_jax.data.run_folder import count_images
     from amx_jax.data.shards import read_columns
     from amx_jax.evaluate.run_summary import COLUMNS, summarise_run
 
-    return summarise_run(read_columns(Path(folder), COLUMNS), examples)
+    return summarise_run(read_columns(Path(folder), COLUMNS), examples, count_images(Path(folder)))
 
 
 @contextmanager

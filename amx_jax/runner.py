@@ -18,7 +18,7 @@ from amx_jax.classifiers.classifier import Classifier
 from amx_jax.classifiers.fingerprint import fingerprint
 from amx_jax.data import shards
 from amx_jax.data.checkpoints import Checkpoints, delete_checkpoints, read_checkpoints
-from amx_jax.data.run_folder import HIDDEN, Lock, Log, begin
+from amx_jax.data.run_folder import HIDDEN, Lock, Log, begin, note_images
 from amx_jax.data.sources import Source, ahead
 from amx_jax.errors import AmxError, ImageError, OutputError
 from amx_jax.experiment import Experiment
@@ -133,6 +133,7 @@ class Runner:
             OutputError: another process works at this share, or results cannot be written.
         """
         with Lock(self._folder, str(self._share.index)):
+            note_images(self._folder, len(self._ids))
             self._log = Log(self._folder / f"log-{self._share.index:05d}.jsonl")
             try:
                 self._explain()

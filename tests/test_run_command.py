@@ -220,6 +220,7 @@ def test_processes_that_are_not_the_last_say_so(folder):
     )
     assert (status, out) == (0, "")
     assert err == "3 of 3 images of this process are done, and others' are not\n"
+    assert amx("inspect", "out")[1].startswith("3 explained, 0 failed, 3 pending\n")
     status, out, _ = amx("run", "experiment.py", "--output", "out", "--processes", "2")
     assert "6 explained" in out
 

@@ -17,6 +17,7 @@ from amx_jax.errors import OutputError, one_line
 
 MANIFEST = "run.json"
 HIDDEN = ".run"  # the folder of locks and checkpoints
+IMAGES = "images.json"
 
 
 def begin(folder: Path, about: Mapping[str, Any]) -> None:
@@ -53,6 +54,17 @@ def begin(folder: Path, about: Mapping[str, Any]) -> None:
         raise OutputError(
             f"{one_line(folder)}: was begun with {found}; give the same, or another output folder"
         )
+
+
+def note_images(folder: Path, images: int) -> None:
+    """Write how many images a run is of, which may grow from one process to the next."""
+    write_json(folder / HIDDEN / IMAGES, images)
+
+
+def count_images(folder: Path) -> int | None:
+    """How many images a run is of; None where that was not noted."""
+    path = folder / HIDDEN / IMAGES
+    return read_json(path, "a number", "run again") if path.exists() else None
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,18 +23,21 @@ COLUMNS = (
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def summarise_run(columns: Mapping[str, Sequence[Any]], examples: int = 3) -> dict[str, Any]:
+def summarise_run(
+    columns: Mapping[str, Sequence[Any]], examples: int = 3, images: int | None = None
+) -> dict[str, Any]:
     """What there is to say of a run's rows.
 
     Args:
         columns: :data:`COLUMNS` of all rows, as :func:`amx_jax.data.shards.read_columns` reads them.
         examples: ids for each cause of failure, at most.
+        images: how many the run is of, where that is known.
 
     Returns:
-        ``explained`` and ``failed``, counts; ``sufficient``, ``necessary``, ``holds`` and ``minimal``,
-        shares of the explained; ``area``, its quantiles by name; ``probability``, the medians of
-        ``image`` and ``explanation``; ``flags``, counts; ``failures``, by cause a ``count`` and
-        ``examples``. What nothing was measured of is None.
+        ``explained``, ``failed`` and ``pending``, counts; ``sufficient``, ``necessary``, ``holds``
+        and ``minimal``, shares of the explained; ``area``, its quantiles by name; ``probability``,
+        the medians of ``image`` and ``explanation``; ``flags``, counts; ``failures``, by cause a
+        ``count`` and ``examples``. What nothing was measured of is None.
 
     Examples:
         >>> columns = {name: [None, None] for name in COLUMNS}
@@ -58,6 +61,7 @@ def summarise_run(columns: Mapping[str, Sequence[Any]], examples: int = 3) -> di
     return {
         "explained": len(explained),
         "failed": len(failed),
+        "pending": None if images is None else max(images - len(columns["id"]), 0),
         **{
             name: float(of_explained(name).mean()) if explained else None
             for name in ("sufficient", "necessary", "holds", "minimal")

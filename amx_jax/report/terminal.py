@@ -370,7 +370,8 @@ def run_lines(found: Mapping[str, Any], width: int) -> str:
         failed: gone
           1 image: a
     """
-    lines = [f"{found['explained']:,} explained, {found['failed']:,} failed"]
+    pending = f", {found['pending']:,} pending" if found.get("pending") else ""
+    lines = [f"{found['explained']:,} explained, {found['failed']:,} failed{pending}"]
     if found["explained"]:
         names = ("sufficient", "minimal", "holds", "necessary")
         lines += ["", *(f"{name:<12}{_per_cent_of_all(found[name]):>8}" for name in names)]
