@@ -21,6 +21,7 @@ from amx_jax.data.photos import (
     bundled_photos,
     find_photos,
     read_photo,
+    unhindered,
     unique_stems,
 )
 from amx_jax.errors import ImageError
@@ -342,6 +343,31 @@ def test_pillows_own_limit_and_the_warning_filters_are_as_before(tmp_path, pixel
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
         thread.start()
+    for thread in threads:
+        thread.join()
+    assert limit is not None and limit == Image.MAX_IMAGE_PIXELS
+    assert warnings.filters == filters
+
+
+def test_threads_decode_at_once_and_leave_the_filters_of_others_alone(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "good.png")
+    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    both = threading.Barrier(3, timeout=10)
+
+    def meet():
+        with unhindered():
+            both.wait()
+            both.wait()
+
+    threads = [threading.Thread(target=meet) for _ in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for thread in threads:
+            thread.start()
+        both.wait()  # both are inside, and found the filters of this block
+        assert read_photo(tmp_path / "good.png").size == (9, 6)
+        assert Image.MAX_IMAGE_PIXELS is None
+    both.wait()
     for thread in threads:
         thread.join()
     assert limit is not None and limit == Image.MAX_IMAGE_PIXELS

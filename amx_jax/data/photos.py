@@ -14,7 +14,7 @@ import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -71,6 +71,9 @@ DAMAGE = (
     zlib.error,
 )
 _pillow = threading.Lock()
+_readers = 0  # inside unhindered, with Pillow's own limit kept meanwhile in _limit
+_limit: int | None = None
+_PILLOW = r"(PIL|amx_jax\.data\.photos)\b"  # the modules that its warnings are laid to
 
 
 @dataclass(frozen=True)
@@ -305,18 +308,28 @@ def orientation(image: Image.Image) -> int:
 
 @contextmanager
 def unhindered() -> Iterator[None]:
-    """Without Pillow's own limit on pixels and its warnings."""
+    """Without Pillow's own limit on pixels and its warnings; in any number of threads at once."""
     # Pillow warns above 89 and refuses above 179 million pixels, by one setting for the process.
     # PIXEL_LIMIT takes its place, before any pixel is decoded. Its other warnings are about notes
-    # beside the picture, such as odd EXIF; what damages the picture raises. One reader at a time,
-    # so that each puts back what it found.
-    with _pillow, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        saved, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = saved
+    # beside the picture, such as odd EXIF; what damages the picture raises. The first reader in takes
+    # both away, the last one out puts them back: one at a time, two threads were no faster than one.
+    # Not warnings.catch_warnings: it puts back the list of filters it found, and where threads
+    # overlap that is the list of another one's with-block, for good.
+    global _readers, _limit
+    with _pillow:
+        if _readers == 0:
+            _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _readers += 1
+        warnings.filterwarnings("ignore", category=UserWarning, module=_PILLOW)
+    try:
+        yield
+    finally:
+        with _pillow:
+            _readers -= 1
+            if _readers == 0:
+                Image.MAX_IMAGE_PIXELS = _limit
+                with suppress(ValueError):  # gone with a list that another thread put back
+                    warnings.filters.remove(("ignore", None, UserWarning, re.compile(_PILLOW), 0))  # type: ignore[attr-defined]
 
 
 def _no_access(path: Path, error: OSError | ValueError) -> str:
