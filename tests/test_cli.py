@@ -425,8 +425,8 @@ def test_weights_that_are_no_weights_are_refused(kind, command, photos, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["expain"], "explain, evaluate, classify, classifiers"),
-        ([], "explain, evaluate, classify, classifiers"),
+        (["expain"], "explain, evaluate, run, inspect, classify, classifiers"),
+        ([], "explain, evaluate, run, inspect, classify, classifiers"),
         (["explain", "--step", "3"], "--steps INT"),
         (["explain", "--steps", "many"], "--steps"),
         (["explain", "--generator", "unet"], "autoencoder"),

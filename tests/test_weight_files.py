@@ -247,7 +247,7 @@ def test_what_is_no_array_in_a_state_dict_is_named(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"\x89HDF\r\n\x1a\n\0\0", "HDF5"),
         (b"\x1c\0\0\0TFL3\0\0", "TensorFlow Lite"),
-        (gzip.compress(b"weights"), "gzip"),
+        (gzip.compress(b"weights", mtime=0), "gzip"),
         (bytes(257) + b"ustar\0" + bytes(300), "a tar archive"),
         (b"\x93NUMPY\x01\0", "a single NumPy array (.npy)"),
         (b"<!DOCTYPE html><title>404</title>", "a web page"),
