@@ -18,9 +18,9 @@ from amx_jax.classifiers.classifier import Classifier
 from amx_jax.classifiers.fingerprint import fingerprint
 from amx_jax.data import shards
 from amx_jax.data.checkpoints import Checkpoints, delete_checkpoints, read_checkpoints
-from amx_jax.data.run_folder import HIDDEN, Lock, Log, begin, note_images
+from amx_jax.data.run_folder import HIDDEN, Busy, Lock, Log, begin, note_images
 from amx_jax.data.sources import Source, ahead
-from amx_jax.errors import AmxError, ImageError, OutputError
+from amx_jax.errors import AmxError, ImageError
 from amx_jax.experiment import Experiment
 from amx_jax.explainer import Explainer, Photo, Stream
 from amx_jax.explanation import Explanation, Unexplained, versions
@@ -254,19 +254,10 @@ class Runner:
             with Lock(self._folder, "merge"):
                 shards.merge(self._folder, self._ids, self._experiment.rows, self._metadata)
                 delete_checkpoints(self._folder / HIDDEN / CHECKPOINTS)
-        except OutputError:
-            # Where another process is at it, that is all; else the cause is worth telling.
-            if not self._merging_elsewhere():
-                raise
+        except Busy:  # another process is at it
+            pass
         self._log("ended", whole=True)
         return True
-
-    def _merging_elsewhere(self) -> bool:
-        try:
-            with Lock(self._folder, "merge"):
-                return False
-        except OutputError:
-            return True
 
 
 def about_run(experiment: Experiment, explainer: Explainer) -> dict[str, Any]:

@@ -75,6 +75,10 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+class Busy(OutputError):
+    """Another process holds a lock."""
+
+
 class Lock:
     """Held by who works in a folder; freed by the system when its process ends, however it ends.
 
@@ -83,7 +87,7 @@ class Lock:
         name: of what is locked.
 
     Raises:
-        OutputError: another process holds it; says which.
+        Busy: another process holds it; says which.
 
     Examples:
         >>> import tempfile
@@ -99,7 +103,7 @@ class Lock:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise OutputError(
+            raise Busy(
                 f"{one_line(folder)}: found {holder} at work in this folder, expected no other; wait "
                 "for its end, or choose another output folder"
             )

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amx_jax.errors import one_line
+from amx_jax.verify.words import per_cent
 
 LEGEND = """\
 p(x) p(e)    probability of the class: the photo, its kept pixels alone
@@ -374,7 +375,7 @@ def run_lines(found: Mapping[str, Any], width: int) -> str:
     lines = [f"{found['explained']:,} explained, {found['failed']:,} failed{pending}"]
     if found["explained"]:
         names = ("sufficient", "minimal", "holds", "necessary")
-        lines += ["", *(f"{name:<12}{_per_cent_of_all(found[name]):>8}" for name in names)]
+        lines += ["", *(f"{name:<12}{per_cent(found[name]):>8}" for name in names)]
         quantiles = found["area"]
         head = "".join(f"{name:>8}" for name in quantiles)
         values = "".join(f"{100 * value:>6.1f} %" for value in quantiles.values())
@@ -396,11 +397,6 @@ def run_lines(found: Mapping[str, Any], width: int) -> str:
     if len(found["failures"]) > CAUSES:
         lines += ["", f"and {len(found['failures']) - CAUSES:,} more causes; --json has all"]
     return "\n".join(lines)
-
-
-def _per_cent_of_all(share: float) -> str:
-    """100 % is said of all alone."""
-    return f"{100 * share:.0f} %" if share in (0, 1) else f"{min(max(100 * share, 0.1), 99.9):.1f} %"
 
 
 def ranking(name: str, classes: Sequence[Mapping[str, Any]]) -> str:

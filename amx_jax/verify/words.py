@@ -22,11 +22,11 @@ def in_words(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _per_cent(share: float) -> str:
+def per_cent(share: float) -> str:
     """Two digits where it is small: 0.0 % and 100 % are said of none and all alone.
 
     Examples:
-        >>> _per_cent(0.0123), _per_cent(0.5), _per_cent(0.9996), _per_cent(1)
+        >>> per_cent(0.0123), per_cent(0.5), per_cent(0.9996), per_cent(1)
         ('1.2 %', '50.0 %', '99.9 %', '100 %')
     """
     if share in (0, 1):
@@ -47,7 +47,7 @@ def _claim(record: Mapping[str, Any]) -> str:
     p = record["probability"]
     verb = "keep" if record["sufficient"] else "do not keep"
     return (
-        f"{_per_cent(record['area'])} of the pixels, on {record['background']['name']}, {verb} "
+        f"{per_cent(record['area'])} of the pixels, on {record['background']['name']}, {verb} "
         f"{_asked(record)}: p {p['explanation']:.2f}, of the photo {p['image']:.2f}."
     )
 
@@ -80,7 +80,7 @@ def _backgrounds(record: Mapping[str, Any]) -> list[str]:
     }
     counts = ", ".join(f"{kind} {one['kept']} of {one['trials']}" for kind, one in kinds.items())
     bound = record["robustness_bound"]
-    share, certainty = (_per_cent(bound[name]) for name in ("share", "certainty"))
+    share, certainty = (per_cent(bound[name]) for name in ("share", "certainty"))
     said = [
         f"On backgrounds that no search has seen they {met[record['notion']['goal']]}: {counts}; "
         f"of all such at least {share} ({certainty} confidence)."
