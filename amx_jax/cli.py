@@ -483,7 +483,7 @@ class Photos:
             return
         background = self.options.config.background
         pictures = explanation_pictures(explanation.pixels, explanation.mask, background)
-        record = explanation.record(str(path))
+        record = {**explanation.record(str(path)), "folder": stem}
         if self.options.curve:
             record["curve"], pictures["curve"] = self._curve(explanation)
         try:

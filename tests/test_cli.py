@@ -56,6 +56,7 @@ CONTRACT = {
     "config": [field.name for field in dataclasses.fields(Config)],
     "versions": None,
     "words": None,
+    "folder": None,
 }
 PICTURES = ("input", "mask", "overlay", "explanation")
 
@@ -173,7 +174,7 @@ def check_contract(folder: Path, record: dict) -> np.ndarray:
     assert list(record) == list(CONTRACT)
     for name, parts in CONTRACT.items():
         assert parts is None or list(record[name]) == parts
-    assert record["schema"] == 1
+    assert record["schema"] == 1 and record["folder"] == folder.name
     for kept in record["robustness"].values():
         assert list(kept) == ["kept", "trials"] and 0 <= kept["kept"] <= kept["trials"]
     pictures, modes = {}, set()
