@@ -25,7 +25,6 @@ from amx_jax.lift import Devices
 from amx_jax.masks.backgrounds import SHOW_PHOTOS
 from amx_jax.objective.decision import MARGIN, Decision
 from amx_jax.optimize.loop import Optimized, Optimizer, image_keys, look
-from amx_jax.optimize.step import State
 from amx_jax.verify.certificate import Certificate, Kept, certify, pooled_bound
 from amx_jax.verify.controls import Controls, shape_leakage, specificity
 from amx_jax.verify.evaluator import Evaluator
@@ -500,7 +499,8 @@ class Stream:
         self._optimizer = explainer._optimizer.emptied() if amx else None
         self._slots: dict[int, _Job] = {}
         self._verified: dict[int, tuple[_Job, Optimized]] = {}  # by the job's number: being verified
-        self._leaving: dict[int, Optimized] = {}  # likewise: verified, and not handed over yet
+        # Likewise, as arrays: verified, and not handed over yet.
+        self._leaving: dict[int, list[np.ndarray]] = {}
         # Of images that are explained more than once: those of their explanations that are ready.
         self._repeated: dict[int, dict[int, Explanation | Unexplained]] = {}
         self._ready: list[tuple[_Job, Explanation | Unexplained]] = []
@@ -516,20 +516,27 @@ class Stream:
     def under_way(self) -> dict[tuple[int, int], list[np.ndarray]]:
         """Where each image under way stands, by its number and the number of its repetition.
 
-        The state of its optimisation, or what that found where it is being verified, as arrays. From
-        either a stream of the same classifier and configuration goes on to the same explanation, to the
-        bit. Of a method without an optimiser there is nothing to go on from.
+        The state of its optimisation, or, where it is being verified, what that found and what the
+        classifier has said of candidates since, as arrays. From either a stream of the same classifier
+        and configuration goes on to the same explanation, to the bit. Of a method without an optimiser
+        there is nothing to go on from.
         """
         optimizer = self._optimizer
         if optimizer is None:
             return {}
         numbers = [job.number for job in self._slots.values()]
-        states: dict[int, State | Optimized] = dict(
-            zip(numbers, optimizer.states(self._slots), strict=True)
-        )
-        states |= {number: optimized for number, (_, optimized) in self._verified.items()}
-        states |= self._leaving
-        return {divmod(n, self._seeds): optimizer.pack(state) for n, state in states.items()}
+        states = map(optimizer.pack, optimizer.states(self._slots))
+        arrays = dict(zip(numbers, states, strict=True))
+        arrays |= {number: self._arrays(number) for number in self._verified}
+        arrays |= self._leaving
+        return {divmod(number, self._seeds): found for number, found in arrays.items()}
+
+    def _arrays(self, number: int) -> list[np.ndarray]:
+        """Of an image that is being verified."""
+        assert self._optimizer is not None
+        said = self._pool.said(number)
+        packed = self._optimizer.pack(self._verified[number][1])
+        return [*packed, said] if len(said) else packed  # Orbax refuses an empty array
 
     def _run(self) -> Iterator[tuple[int, Explanation | Unexplained]]:
         explainer, pool, optimizer = self._explainer, self._pool, self._optimizer
@@ -545,8 +552,10 @@ class Stream:
                 break
             if pool.waiting >= size or not self._slots:
                 for number, outcome in pool.advance():
+                    if optimizer:
+                        self._leaving[number] = self._arrays(number)
+                    pool.forget(number)
                     job, optimized = self._verified.pop(number)
-                    self._leaving[number] = optimized
                     self._ready.append((job, explainer._explanation(job, optimized, outcome)))
                 phase = "verifying"
             else:
@@ -570,15 +579,19 @@ class Stream:
         if optimizer is None:
             self._verify(job, explainer._ranked(job))
             return
-        arrays = self._resumed(*divmod(job.number, self._seeds))
-        before = optimizer.unpack(arrays) if arrays else None
+        arrays = list(self._resumed(*divmod(job.number, self._seeds)) or [])
+        said: Any = ()
+        before = optimizer.unpack(arrays)
+        if before is None and arrays:
+            said = arrays.pop()
+            before = optimizer.unpack(arrays)
         if isinstance(before, Optimized):
-            self._verify(job, before)
+            self._verify(job, before, said)
         else:
             slot = optimizer.put(job.pixels, job.target, job.name, job.rival, before)
             self._slots[slot] = job
 
-    def _verify(self, job: _Job, optimized: Optimized) -> None:
+    def _verify(self, job: _Job, optimized: Optimized, said: Sequence[Any] = ()) -> None:
         target, rival, _ = optimized.decision
         failure = optimized.failure
         if target == rival:  # nobody named the target
@@ -588,7 +601,7 @@ class Stream:
             self._ready.append((job, Unexplained(failure)))
             return
         self._verified[job.number] = job, optimized
-        self._pool.add(job.number, self._explainer._verify(job, optimized))
+        self._pool.add(job.number, self._explainer._verify(job, optimized), said)
 
     def _judge(self, owners: Sequence[int], masks: Sequence[np.ndarray]) -> Judged:
         start = time.perf_counter()

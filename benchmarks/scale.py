@@ -20,6 +20,7 @@ from typing import Any
 
 import tyro
 
+from amx_jax.config import Config
 from amx_jax.data.results import check_output, write_json
 from benchmarks.programs import device_name
 
@@ -35,6 +36,9 @@ class Options:
         photos: how many, the first.
         processes: how many processes at a time, for each measurement.
         save_every: seconds from one saving to the next.
+        steps: as of the configuration.
+        trials: likewise; 0 for the notion's own.
+        controls: likewise.
         output: where scale.json goes; by default nowhere.
     """
 
@@ -42,6 +46,9 @@ class Options:
     photos: int = 64
     processes: tuple[int, ...] = (1, 2, 4)
     save_every: float = 60.0
+    steps: int = Config.steps
+    trials: int = Config.trials
+    controls: int = Config.controls
     output: Path | None = None
 
 
@@ -49,6 +56,8 @@ def start(options: Options, output: Path, index: int, count: int) -> subprocess.
     """One process of a run."""
     command = [sys.executable, "-m", "amx_jax", "run", str(CONFIG), "--data", options.data]
     command += ["--first", str(options.photos), "--save-every", str(options.save_every)]
+    for name in ("steps", "trials", "controls"):
+        command += [f"--config.{name}", str(getattr(options, name))]
     command += ["--output", str(output), "--processes", str(count), "--process", str(index), "--quiet"]
     return subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
@@ -64,11 +73,7 @@ def measure(options: Options, output: Path, count: int) -> dict[str, Any]:
     running = [start(options, output, index, count) for index in range(count)]
     peaks = [os.wait4(process.pid, 0)[2].ru_maxrss / 1024 for process in running]
     seconds = time.perf_counter() - began
-    events = [
-        json.loads(line)
-        for log in sorted(output.glob("log-*.jsonl"))
-        for line in log.read_text().splitlines()
-    ]
+    events = logged(output)
     saving = sum(event["seconds"] for event in events if event["event"] == "saved")
     explained = sum(event["event"] == "explained" for event in events)
     size = sum(path.stat().st_size for path in output.glob("*.parquet"))
@@ -81,6 +86,17 @@ def measure(options: Options, output: Path, count: int) -> dict[str, Any]:
         "saving": saving / (count * seconds),
         "peak_mib": max(peaks),
     }
+
+
+def logged(output: Path) -> list[dict[str, Any]]:
+    """What the processes of a run have logged so far."""
+    logs = sorted(output.glob("log-*.jsonl"))
+    return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+
+
+def written(output: Path) -> dict[str, bytes]:
+    """A run's Parquet files by name."""
+    return {path.name: path.read_bytes() for path in output.glob("*.parquet")}
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
@@ -105,17 +121,17 @@ def main() -> None:
     """Measure, print."""
     options = tyro.cli(Options)
     output = options.output and check_output(options.output)
-    found, written = [], []
+    found, files = [], []
     with tempfile.TemporaryDirectory() as folder:
         for count in options.processes:
             out = Path(folder, str(count))
             found.append(measure(options, out, count))
-            written.append({path.name: path.read_bytes() for path in out.glob("*.parquet")})
+            files.append(written(out))
             print(f"{count} processes: {found[-1]['seconds']:.0f} s", file=sys.stderr, flush=True)
     print(table(found))
     if output:
         write_json(output / "scale.json", {"device": device_name(), "measured": found})
-    same = all(files == written[0] for files in written)
+    same = all(one == files[0] for one in files)
     print(f"\nthe files of all are {'the same' if same else 'NOT the same'}")
 
 

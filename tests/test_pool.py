@@ -124,3 +124,39 @@ def test_a_pool_without_candidates_asks_nobody():
     assert pool.advance() == [] and list(pool.drain()) == []
     pool.add(1, search(1, [], {}))
     assert list(pool.drain()) == [(1, (1, 0))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(waves, min_size=1, max_size=5), st.integers(1, 12), st.integers(0, 6))
+def test_a_search_goes_on_elsewhere_and_nothing_is_asked_twice(sizes, batch_size, advances):
+    first, heard, ended = Recorder(), {}, []
+    pool = Pool(first, batch_size)
+    for owner, own in enumerate(sizes):
+        pool.add(owner, search(owner, own, {}))
+    for _ in range(advances):
+        ended += pool.advance()
+    second = Recorder()
+    twin = Pool(second, batch_size)
+    for owner, own in enumerate(sizes):
+        twin.add(owner, search(owner, own, heard), pool.said(owner))
+    ended = list(twin.drain())
+    assert Counter(ended) == Counter((owner, (owner, len(own))) for owner, own in enumerate(sizes))
+    for owner, own in enumerate(sizes):
+        answers = [answer.margins.tolist() for answer in heard.get(owner, [])]
+        assert answers == expected_answers(owner, own)
+    asked = sum(map(len, first.batches)) + sum(map(len, second.batches))
+    assert asked == sum(map(sum, sizes))
+
+
+def test_answers_keep_their_precision_on_the_way():
+    def judge(owners, masks):
+        return Judged(np.float32([0.1] * len(masks)), np.float32([0.2] * len(masks)))
+
+    heard = {}
+    pool = Pool(judge, 1)
+    pool.add(0, search(0, [1, 2], {}))
+    pool.advance()
+    twin = Pool(judge, 1)
+    twin.add(0, search(0, [1, 2], heard), pool.said(0))
+    list(twin.drain())
+    assert [answer.margins.dtype for answer in heard[0]] == [np.float32, np.float32]

@@ -95,6 +95,26 @@ def test_an_image_that_goes_on_takes_only_the_steps_that_are_left(tiny, photos):
     assert phases.count("optimising") == 1
 
 
+def test_an_image_that_is_being_verified_asks_nothing_twice(explainer, whole, photos, monkeypatch):
+    asked, judge = [], Explainer._judge
+
+    def counting(self, jobs, decisions, candidates):
+        asked.append(len(candidates))
+        return judge(self, jobs, decisions, candidates)
+
+    monkeypatch.setattr(Explainer, "_judge", counting)
+    list(Stream(explainer, [photos[0]]))
+    everything, calls = sum(asked), len(asked)
+    asked.clear()
+    steps = CONFIG.steps // 4  # four steps a call of the progress
+    _, states = interrupted(explainer, [photos[0]], steps + calls // 2)
+    before = sum(asked)
+    assert 0 < before < everything
+    [(_, one)] = Stream(explainer, [photos[0]], resumed=lambda *image: states[image])
+    assert sum(asked) == everything
+    assert same(one, whole[0])
+
+
 def test_states_of_another_configuration_begin_anew(tiny, photos):
     _, states = interrupted(Explainer(tiny, replace(CONFIG, grid=16)), list(photos[:2]), 2)
     explainer = Explainer(tiny, CONFIG)
