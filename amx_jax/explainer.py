@@ -31,6 +31,7 @@ from amx_jax.verify.evaluator import Evaluator
 from amx_jax.verify.notion import ROUNDS, Notion, View
 from amx_jax.verify.pool import Judged, Pool, Search
 from amx_jax.verify.prune import prune, smallest_prefix, step_back, widen
+from amx_jax.verify.top import Top
 
 # Rankings that compete with the optimiser's to be pruned, where a mask must hold on many backgrounds:
 # which start is the smallest differs from photo to photo (benchmarks/README.md).
@@ -130,6 +131,7 @@ class Explainer:
             config.kinds,
             self._others if shown else None,  # else they would only be compiled in
         )
+        self._top = Top(classifier, config.background)
         self._fingerprint = fingerprint(classifier.params)
         self._copies: dict[jax.Device, Any] = {}
         self._ask = jax.jit(
@@ -450,6 +452,7 @@ class Explainer:
             rival=labels[rival] if rival >= 0 else None,
             certificate=verified.certificate,
             controls=verified.controls,
+            top=self._top(job.pixels, verified.mask),
             steps=optimized.steps,
             calls=verified.calls,
             seconds=job.seconds,

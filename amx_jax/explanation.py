@@ -13,6 +13,7 @@ from amx_jax.config import Config
 from amx_jax.objective.decision import NONE, Decision
 from amx_jax.verify.certificate import Certificate
 from amx_jax.verify.controls import Controls
+from amx_jax.verify.top import Ranked
 from amx_jax.verify.words import in_words
 
 SCHEMA = 1
@@ -37,6 +38,7 @@ class Explanation:
         rival: name of the class that it was compared with, or None.
         certificate: what was measured on ``mask``.
         controls: what must not have given the decision, and did or did not.
+        top: the most probable classes of the photo and of the explanation.
         steps: steps that the optimiser took.
         calls: forward passes that it took to find and prune the mask.
         seconds: this photo's share of the time.
@@ -58,6 +60,7 @@ class Explanation:
     rival: str | None
     certificate: Certificate
     controls: Controls
+    top: Ranked
     steps: int
     calls: int
     seconds: float
@@ -86,6 +89,7 @@ class Explanation:
                 "explanation": c.probability_explanation,
                 "complement": c.probability_complement,
             },
+            "top": self.top,
             "area": c.area,
             "sufficient": c.sufficient,
             "necessary": c.necessary,

@@ -138,6 +138,7 @@ CONTRACT = {
     "target": {"index": int, "name": str},
     "decision": {"kind": str},
     "probability": {"image": float, "explanation": float, "complement": float},
+    "top": {"image": list, "explanation": list},
     "area": float,
     "sufficient": bool,
     "necessary": bool,
@@ -197,6 +198,14 @@ def test_the_record_says_what_the_explanation_is(explanations, classify):
         assert record["image"] == "photos/a.png"
         assert record["classifier"] == "tiny"
         assert record["target"] == {"index": target, "name": ("ant", "bee", "cat", "dog")[target]}
+        for seen, ranked in record["top"].items():
+            assert [entry["probability"] for entry in ranked] == sorted(
+                (entry["probability"] for entry in ranked), reverse=True
+            )
+            assert sum(entry["probability"] for entry in ranked) == pytest.approx(1)  # of 5 classes
+            [own] = [entry for entry in ranked if entry["index"] == target]
+            assert own["name"] == record["target"]["name"]
+            assert own["probability"] == pytest.approx(record["probability"][seen], abs=1e-5)
         assert record["probability"] == pytest.approx(
             {
                 "image": classify(pixels)[target],

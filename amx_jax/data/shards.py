@@ -21,7 +21,8 @@ from amx_jax.data.results import plain, read_json
 from amx_jax.errors import ConfigError, OutputError, one_line
 
 PIECES = ".pieces"
-LEFT_OUT = ("seconds", "config", "versions")  # of the record: not of the image, or not the same again
+# Of the record: what is not of the image or not the same again, and what no column has room for.
+LEFT_OUT = ("seconds", "config", "versions", "top")
 COMPRESSION = "zstd"
 PARTS = "part-*-of-*.parquet"
 
