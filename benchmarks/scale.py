@@ -37,7 +37,8 @@ class Options:
         processes: how many processes at a time, for each measurement.
         save_every: seconds from one saving to the next.
         steps: as of the configuration.
-        trials: likewise; 0 for the notion's own.
+        cell: likewise; 0 for the notion's own.
+        trials: likewise.
         controls: likewise.
         output: where scale.json goes; by default nowhere.
     """
@@ -47,6 +48,7 @@ class Options:
     processes: tuple[int, ...] = (1, 2, 4)
     save_every: float = 60.0
     steps: int = Config.steps
+    cell: int = Config.cell
     trials: int = Config.trials
     controls: int = Config.controls
     output: Path | None = None
@@ -56,7 +58,7 @@ def start(options: Options, output: Path, index: int, count: int) -> subprocess.
     """One process of a run."""
     command = [sys.executable, "-m", "amx_jax", "run", str(CONFIG), "--data", options.data]
     command += ["--first", str(options.photos), "--save-every", str(options.save_every)]
-    for name in ("steps", "trials", "controls"):
+    for name in ("steps", "cell", "trials", "controls"):
         command += [f"--config.{name}", str(getattr(options, name))]
     command += ["--output", str(output), "--processes", str(count), "--process", str(index), "--quiet"]
     return subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "ignore"})
