@@ -49,6 +49,8 @@ class _Job:
 
     number: int
     pixels: np.ndarray
+    seen: np.ndarray  # by the optimiser and the rankings: the pixels that may be kept
+    within: np.ndarray  # where these are
     name: int
     target: int | None
     rival: int | None
@@ -121,7 +123,7 @@ class Explainer:
         if config.objective.activation and not (config.stages or classifier.stages):
             warnings.warn(f"{classifier.name} has no stages: the activation term is off", stacklevel=2)
         self._devices = shared = Devices(devices, config.chunk)
-        pixels = [self._input(number, photo) for number, photo in enumerate(others)]
+        pixels = [self.input(photo, number) for number, photo in enumerate(others)]
         self._others = np.array(pixels, np.uint8).reshape(-1, *classifier.preprocess.shape)
         self._evaluator = Evaluator(
             classifier,
@@ -170,6 +172,7 @@ class Explainer:
         images: Iterable[Photo],
         targets: Sequence[int | str | None] | None = None,
         rivals: Sequence[int | str | None] | None = None,
+        within: Sequence[np.ndarray | None] | None = None,
     ) -> list[Explanation | Unexplained]:
         """Explain images.
 
@@ -179,16 +182,18 @@ class Explainer:
             targets: for each image a class by index or name, or None for the classifier's top class.
             rivals: for each image a class, to ask *why the target rather than this one*, or None to
                 ask why the target is the top class (of a sigmoid head: why it is present).
+            within: for each image where its mask may keep pixels, bool ``(size, size)``, or None for
+                anywhere. The certificate is of the whole photo all the same.
 
         Returns:
             In order, an explanation of each image, or why there is none. Each depends on its image,
-            its target and the configuration only, not on the other images or their order.
+            what is asked of it and the configuration only, not on the other images or their order.
 
         Raises:
-            ImageError: an array of another type or shape; names its position.
+            ImageError: an array of another type or shape, or an empty region; names its position.
             UnknownNameError: a target or rival that the classifier does not have.
         """
-        return list(self.stream(images, targets, rivals=rivals))
+        return list(self.stream(images, targets, rivals=rivals, within=within))
 
     def stream(
         self,
@@ -196,6 +201,7 @@ class Explainer:
         targets: Iterable[int | str | None] | None = None,
         on_progress: Callable[[str, float], None] = lambda phase, work: None,
         rivals: Iterable[int | str | None] | None = None,
+        within: Iterable[np.ndarray | None] | None = None,
     ) -> Iterator[Explanation | Unexplained]:
         """The same, one by one as they are ready, in order; few images are in memory at a time.
 
@@ -209,6 +215,7 @@ class Explainer:
             on_progress: called with what was done last, ``optimising`` or ``verifying``, and how much
                 of the images under way is finished: a sum over them of 0 … 1 each.
             rivals: as above.
+            within: as above.
 
         Yields:
             What :meth:`__call__` returns.
@@ -219,39 +226,51 @@ class Explainer:
         def show(phase: str, work: float) -> None:
             on_progress(phase, work + len(waiting))
 
-        for number, found in Stream(self, images, targets, show, rivals):
+        for number, found in Stream(self, images, targets, show, rivals, within=within):
             waiting[number] = found
             while following in waiting:
                 yield waiting.pop(following)
                 following += 1
 
-    def _jobs(self, images, targets, rivals) -> Iterator[_Job]:
-        asked = {
-            what: repeat(None) if classes is None else iter(classes)
-            for what, classes in (("targets", targets), ("rivals", rivals))
+    def _jobs(self, images, targets, rivals, within) -> Iterator[_Job]:
+        given = {
+            what: repeat(None) if values is None else iter(values)
+            for what, values in (("targets", targets), ("rivals", rivals), ("regions", within))
         }
+        colour = self.classifier.preprocess.fill(self.config.background).astype(np.uint8)
         for number, image in enumerate(images):
-            pixels = self._input(number, image)
-            indices = []
-            for what, classes in asked.items():
+            pixels = self.input(image, number)
+            asked = []
+            for what, values in given.items():
                 try:
-                    name = next(classes)
+                    asked.append(next(values))
                 except StopIteration:
                     raise ValueError(f"fewer {what} than images") from None
-                indices.append(None if name is None else self.classifier.class_index(name))
-            target, rival = indices
+            target, rival = (None if n is None else self.classifier.class_index(n) for n in asked[:2])
             if rival is not None and rival == target:
                 raise ConfigError(
                     f"image {number}: found class {self.classifier.labels[rival]} as target and as its "
                     "rival, expected two classes"
                 )
+            region = _region(number, asked[2], pixels.shape[:2])
+            seen = np.where(region[..., None], pixels, colour)
             # The image's own content names it: neither its order nor its neighbours change its
             # randomness. Where a checksum begins is what its repetitions differ in.
             for again in range(self.config.seeds):
-                name = zlib.crc32(pixels.tobytes(), again)
-                yield _Job(number * self.config.seeds + again, pixels, name, target, rival)
+                name = zlib.crc32(seen.tobytes(), again)
+                job = number * self.config.seeds + again
+                yield _Job(job, pixels, seen, region, name, target, rival)
 
-    def _input(self, number: int, image: Photo) -> np.ndarray:
+    def input(self, image: Photo, number: int = 0) -> np.ndarray:
+        """What the classifier sees of a photo, uint8 ``(size, size, channels)``.
+
+        Args:
+            image: as of :meth:`__call__`.
+            number: what it is called in an error.
+
+        Raises:
+            ImageError: an array of another type or shape.
+        """
         if isinstance(image, Image.Image):
             return self.classifier.preprocess.crop(image)
         shape = self.classifier.preprocess.shape
@@ -261,6 +280,42 @@ class Explainer:
                 "give a Pillow image to have it resized and cropped"
             )
         return image
+
+    def decision(
+        self, pixels: np.ndarray, target: int | str | None = None, rival: int | str | None = None
+    ) -> Decision:
+        """What is asked of an input.
+
+        Args:
+            pixels: as :meth:`input` returns them.
+            target: as of :meth:`__call__`.
+            rival: likewise.
+        """
+        index = self.classifier.class_index
+        asked = (np.int32(-1 if name is None else index(name)) for name in (target, rival))
+        found = self._ask(self.classifier.params, pixels, *asked)
+        return Decision(*(value.item() for value in found))
+
+    def top(self, pixels: np.ndarray) -> list[int]:
+        """The most probable classes of an input, five at most, the first first."""
+        whole = np.ones(pixels.shape[:2], bool)
+        return [one["index"] for one in self._top(pixels, whole)["image"]]
+
+    def judge(
+        self, images: Sequence[np.ndarray], decision: Decision, masks: Sequence[np.ndarray]
+    ) -> Judged:
+        """What the classifier says of masked inputs, on the stated background.
+
+        Args:
+            images: an input for each mask.
+            decision: what is asked of all.
+            masks: bool ``(size, size)`` each.
+        """
+        size, judge = self._evaluator.batch_size, self._evaluator.judge
+        asked = [decision] * size
+        parts = [slice(first, first + size) for first in range(0, len(masks), size)]
+        found = [judge(images[p], asked, masks[p]) for p in parts]
+        return Judged(*(np.concatenate(values) for values in zip(*found, strict=True)))
 
     def _ranking(self, name: str) -> Callable[..., jax.Array]:
         """The method of that name as a function of parameters, an input and what is asked."""
@@ -279,7 +334,7 @@ class Explainer:
             return
         device = self._devices.devices[job.number % len(self._devices.devices)]
         params = self._params_on(device)
-        pixels = jax.device_put(job.pixels, device)
+        pixels = jax.device_put(job.seen, device)
         asked = (np.int32(-1 if index is None else index) for index in (job.target, job.rival))
         job.asked = self._ask(params, pixels, *asked)
         _, _, key = image_keys(self.config.seed, job.name)
@@ -327,11 +382,13 @@ class Explainer:
         rankings |= {name: np.asarray(ranking) for name, ranking in job.rankings.items()}
         found = 0  # views that only confirm what the optimiser found are no search
         if notion.plain and config.method == "amx":
-            start, before = "amx", optimized.mask
-            mask, holds = yield from widen(before, optimized.logits, notion)
+            start, before = "amx", optimized.mask & job.within
+            mask, holds = yield from widen(before, optimized.logits, notion, job.within)
             sufficient, found = holds and mask is before, notion.views
         else:
-            which, mask, holds = yield from smallest_prefix(list(rankings.values()), notion)
+            which, mask, holds = yield from smallest_prefix(
+                list(rankings.values()), notion, within=job.within
+            )
             start, before, sufficient = list(rankings)[which], mask, holds
         ranking = rankings[start]
 
@@ -355,7 +412,7 @@ class Explainer:
         """A mask, pruned, and on how many unseen backgrounds it meets the goal.
 
         One that the certificate would refuse is searched again on more backgrounds; after the last
-        refusal only the whole photo is left to be certain of.
+        refusal only all that may be kept is left to be certain of.
         """
         for number in range(ROUNDS):
             visited = [mask]
@@ -368,12 +425,11 @@ class Explainer:
             if number < ROUNDS - 1:
                 notion.extend()
                 if self.config.prune:
-                    mask, holds = yield from step_back(visited, ranking, notion)
+                    mask, holds = yield from step_back(visited, ranking, notion, job.within)
                 else:
-                    least = float(mask.mean())
-                    _, mask, holds = yield from smallest_prefix([ranking], notion, least)
-        whole = np.ones_like(mask)
-        return whole, self._unseen(job, decision, whole, notion, ROUNDS)
+                    least = float(mask.sum() / job.within.sum())
+                    _, mask, holds = yield from smallest_prefix([ranking], notion, least, job.within)
+        return job.within, self._unseen(job, decision, job.within, notion, ROUNDS)
 
     def _unseen(
         self, job: _Job, decision: Decision, mask: np.ndarray, notion: Notion, number: int
@@ -418,17 +474,14 @@ class Explainer:
 
     def _controlled(self, job: _Job, decision: Decision, mask: np.ndarray) -> Controls:
         """What must not give the decision."""
-        count, size = self.config.controls, self._evaluator.batch_size
+        count = self.config.controls
         if not count:
             return Controls()
         start = time.perf_counter()
         rng = np.random.default_rng([self.config.seed, job.name])
 
         def ask(images: list[np.ndarray], masks: list[np.ndarray]) -> np.ndarray:
-            asked = [decision] * size
-            parts = [slice(first, first + size) for first in range(0, len(masks), size)]
-            judge = self._evaluator.judge
-            return np.concatenate([judge(images[p], asked, masks[p]).margins for p in parts])
+            return self.judge(images, decision, masks).margins
 
         specific = None  # a mask that need not keep the decision has nothing to be specific of
         if self.config.goal != "necessary":
@@ -477,6 +530,7 @@ class Stream:
         rivals: as of :meth:`Explainer.__call__`.
         resumed: for an image's number and the number of its repetition, what :meth:`under_way` of
             another stream said of it, or None where it starts anew.
+        within: as of :meth:`Explainer.__call__`.
 
     Examples:
         >>> from amx_jax import Config, load_classifier
@@ -494,10 +548,11 @@ class Stream:
         on_progress: Callable[[str, float], None] = lambda phase, work: None,
         rivals: Iterable[int | str | None] | None = None,
         resumed: Callable[[int, int], Sequence[np.ndarray] | None] = lambda number, again: None,
+        within: Iterable[np.ndarray | None] | None = None,
     ):
         self._explainer, self._on_progress, self._resumed = explainer, on_progress, resumed
         self._seeds = explainer.config.seeds
-        self._coming = explainer._jobs(images, targets, rivals)
+        self._coming = explainer._jobs(images, targets, rivals, within)
         amx = explainer.config.method == "amx"
         self._optimizer = explainer._optimizer.emptied() if amx else None
         self._slots: dict[int, _Job] = {}
@@ -591,7 +646,7 @@ class Stream:
         if isinstance(before, Optimized):
             self._verify(job, before, said)
         else:
-            slot = optimizer.put(job.pixels, job.target, job.name, job.rival, before)
+            slot = optimizer.put(job.seen, job.target, job.name, job.rival, before)
             self._slots[slot] = job
 
     def _verify(self, job: _Job, optimized: Optimized, said: Sequence[Any] = ()) -> None:
@@ -633,6 +688,17 @@ def _joined(found: Sequence[Explanation | Unexplained]) -> Explanation | Unexpla
         return first
     alike = iou_matrix_mean([one.mask for one in explanations])
     return dataclasses.replace(first, controls=first.controls._replace(stability=alike))
+
+
+def _region(number: int, region: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Where an image's mask may keep pixels; everywhere where nothing is said."""
+    if region is None:
+        return np.ones(shape, bool)
+    if region.dtype != bool or region.shape != shape or not region.any():
+        empty = region.dtype == bool and region.shape == shape
+        found = "an empty one" if empty else f"{region.dtype} {region.shape}"
+        raise ImageError(f"image {number}: found as its region {found}, expected some of bool {shape}")
+    return region
 
 
 def searched(config: Config) -> Config:

@@ -669,3 +669,60 @@ def test_backgrounds_that_show_photos_need_some(tiny, photos):
         Explainer(tiny, config, others=photos[:1])
     [explanation] = Explainer(tiny, config, others=photos[2:])([photos[0]])
     assert explanation.certificate.robustness["photo"][1] == 60
+
+
+# --- a part of the photo ----------------------------------------------------------------------------
+
+
+def left_half() -> np.ndarray:
+    region = np.zeros(GRAY.shape[:2], bool)
+    region[:, : region.shape[1] // 2] = True
+    return region
+
+
+@pytest.mark.parametrize("asked", [{}, {"notion": "robust", "backgrounds": 20}, {"method": "gradcam"}])
+def test_a_mask_keeps_pixels_of_its_region_only_and_is_certified_on_the_whole_photo(
+    tiny, classify, photos, asked
+):
+    region = left_half()
+    explainer = Explainer(tiny, replace(CONFIG, controls=0, **asked))
+    for photo, one in zip(photos[:3], explainer(list(photos[:3]), within=[region] * 3), strict=True):
+        assert not (one.mask & ~region).any() and not (one.optimized_mask & ~region).any()
+        certificate, target = one.certificate, one.target
+        assert certificate.area == pytest.approx(one.mask.mean())
+        assert certificate.probability_image == pytest.approx(classify(photo)[target], abs=1e-4)
+        kept = classify(photo, one.mask)
+        assert certificate.probability_explanation == pytest.approx(kept[target], abs=1e-4)
+        rest = classify(photo, ~one.mask)
+        assert certificate.probability_complement == pytest.approx(rest[target], abs=1e-4)
+        assert certificate.sufficient == (kept.argmax() == target)
+
+
+def test_the_class_that_a_region_gives_is_what_is_explained_where_nobody_names_one(
+    explainer, classify, photos
+):
+    region = left_half()
+    for photo in photos[:3]:
+        [one] = explainer([photo], within=[region])
+        assert one.target == classify(photo, region).argmax()
+        assert one.certificate.holds
+
+
+def test_the_whole_as_a_region_changes_no_byte(explainer, explanations, photos):
+    whole = np.ones(GRAY.shape[:2], bool)
+    for one, two in zip(explainer(list(photos[:2]), within=[whole, None]), explanations, strict=False):
+        assert_same(one, two)
+
+
+@pytest.mark.parametrize(
+    ("region", "found"),
+    [
+        (np.zeros(GRAY.shape[:2], bool), "an empty one"),
+        (np.ones((8, 8), bool), "bool (8, 8)"),
+        (np.ones(GRAY.shape[:2], np.uint8), "uint8 (32, 32)"),
+    ],
+)
+def test_a_region_that_is_none_is_refused_by_its_position(explainer, photos, region, found):
+    with pytest.raises(ImageError) as caught:
+        explainer(list(photos[:2]), within=[None, region])
+    assert str(caught.value) == f"image 1: found as its region {found}, expected some of bool (32, 32)"

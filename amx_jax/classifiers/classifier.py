@@ -118,13 +118,18 @@ class Preprocess:
         Args:
             background: red, green and blue, 0 … 255.
         """
-        colour = np.asarray(background, np.float32)
-        if self.channels == 1:
-            colour = colour @ np.array([[0.299], [0.587], [0.114]], np.float32)  # as Pillow's mode L
         black = np.zeros(self.channels, np.float32)
         first, last = self.normalize(black), self.normalize(black + 255)
         lowest, highest = np.minimum(first, last), np.maximum(first, last)
-        return jnp.asarray(self.normalize(colour)), jnp.asarray(lowest), jnp.asarray(highest)
+        colour = self.normalize(self.fill(background))
+        return jnp.asarray(colour), jnp.asarray(lowest), jnp.asarray(highest)
+
+    def fill(self, background: tuple[int, int, int]) -> np.ndarray:
+        """A colour as the classifier's channels, float32 ``(channels,)`` in 0 … 255."""
+        colour = np.asarray(background, np.float32)
+        if self.channels == 1:
+            colour = colour @ np.array([[0.299], [0.587], [0.114]], np.float32)  # as Pillow's mode L
+        return colour
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -65,7 +65,10 @@ def components(mask: np.ndarray) -> int:
 
 
 def smallest_prefix(
-    rankings: Sequence[np.ndarray], notion: Notion, least: float = LEAST
+    rankings: Sequence[np.ndarray],
+    notion: Notion,
+    least: float = LEAST,
+    within: np.ndarray | None = None,
 ) -> Search[tuple[int, np.ndarray, bool]]:
     """The smallest top share of any of some rankings that holds.
 
@@ -76,15 +79,16 @@ def smallest_prefix(
         rankings: ``(H, W)`` each, larger is more important.
         notion: when a mask holds.
         least: the first share, above 0.
+        within: ``(H, W)`` bool, the pixels that may be kept, of which shares are taken; None for all.
 
     Yields:
         Candidates, as :meth:`Notion.test` does.
 
     Returns:
-        Which ranking, its mask ``(H, W)`` bool, and whether it holds; the whole image comes last.
+        Which ranking, its mask ``(H, W)`` bool, and whether it holds; all that may be kept comes last.
     """
-    orders = [np.argsort(-ranking, axis=None, kind="stable") for ranking in rankings]
-    size, share = rankings[0].size, least
+    orders = [_order(ranking, within) for ranking in rankings]
+    size, share = len(orders[0]), least
     while True:
         share = min(share, 1.0)
         masks = [_first(order, round(share * size), rankings[0].shape) for order in orders]
@@ -96,7 +100,10 @@ def smallest_prefix(
 
 
 def widen(
-    mask: np.ndarray, ranking: np.ndarray, notion: Notion | None = None
+    mask: np.ndarray,
+    ranking: np.ndarray,
+    notion: Notion | None = None,
+    within: np.ndarray | None = None,
 ) -> Search[tuple[np.ndarray, bool]]:
     """The mask if it holds, else the first that does of ever larger ones.
 
@@ -106,12 +113,13 @@ def widen(
         mask: ``(H, W)`` bool.
         ranking: ``(H, W)``, larger is more important; what is added comes in its order.
         notion: when a mask holds; by default where it is sufficient on the stated colour.
+        within: ``(H, W)`` bool, the pixels that may be kept; None for all.
 
     Yields:
         Candidates, as :meth:`Notion.test` does.
 
     Returns:
-        The mask, and whether it holds; the whole image is the last that is tried.
+        The mask, and whether it holds; all that may be kept is the last that is tried.
 
     Examples:
         >>> from amx_jax.verify.pool import Judged, Pool
@@ -127,15 +135,21 @@ def widen(
     notion = notion or Notion(Config())
     if (yield from notion.test([mask]))[0] > MARGIN:
         return mask, True
-    order = np.argsort(-np.where(mask, np.inf, ranking).ravel(), kind="stable")
+    order = _order(np.where(mask, np.inf, ranking), within)
     larger, count = [], max(int(mask.sum()), 1)
-    while count < mask.size:
-        count = min(int(np.ceil(WIDER * count)), mask.size)
+    while count < len(order):
+        count = min(int(np.ceil(WIDER * count)), len(order))
         larger.append(_first(order, count, mask.shape))
     for wider in larger:  # one by one: the first is nearly always enough
         if (yield from notion.test([wider]))[0] > MARGIN:
             return wider, True
     return mask, False
+
+
+def _order(ranking: np.ndarray, within: np.ndarray | None) -> np.ndarray:
+    """The pixels that may be kept, the most important first."""
+    order = np.argsort(-ranking, axis=None, kind="stable")
+    return order if within is None else order[within.ravel()[order]]
 
 
 def _first(order: np.ndarray, count: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -146,7 +160,10 @@ def _first(order: np.ndarray, count: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def step_back(
-    visited: Sequence[np.ndarray], ranking: np.ndarray, notion: Notion
+    visited: Sequence[np.ndarray],
+    ranking: np.ndarray,
+    notion: Notion,
+    within: np.ndarray | None = None,
 ) -> Search[tuple[np.ndarray, bool]]:
     """A mask that holds among those that pruning visited, tried from the last; else a wider one.
 
@@ -154,6 +171,7 @@ def step_back(
         visited: as :class:`Pruned` has them.
         ranking: ``(H, W)``, as for :func:`widen`.
         notion: when a mask holds.
+        within: likewise.
 
     Returns:
         The mask, and whether it holds.
@@ -163,7 +181,7 @@ def step_back(
         if (yield from notion.test([visited[-back]]))[0] > MARGIN:
             return visited[-back], True
         back *= 2
-    return (yield from widen(visited[0], ranking, notion))
+    return (yield from widen(visited[0], ranking, notion, within))
 
 
 def prune(
