@@ -154,7 +154,8 @@ class Explain(Source):
             certificate.
         preset: the configuration that the options below change.
         curve: besides, on how many unseen backgrounds nested masks of 1 … 100 % of the pixels, most
-            certain first, keep the class: in the record, and plotted as curve.png.
+            certain first, keep the class: in the record, plotted as curve.png, and in levels.png for
+            each pixel the index of the first of these masks that holds it.
         quiet: no progress and no table; only what went wrong, on stderr.
         config: see above.
     """
@@ -485,7 +486,8 @@ class Photos:
         pictures = explanation_pictures(explanation.pixels, explanation.mask, background)
         record = {**explanation.record(str(path)), "folder": stem}
         if self.options.curve:
-            record["curve"], pictures["curve"] = self._curve(explanation)
+            record["curve"], plots = self._curve(explanation)
+            pictures |= plots
         try:
             write_explanation(self.options.output, stem, pictures, record)
         except OutputError as error:
@@ -494,11 +496,11 @@ class Photos:
             self.names.append(stem)
             self.records.append(record)
 
-    def _curve(self, explanation: "Explanation") -> tuple[dict[str, list[float]], Any]:
-        """The sufficiency-area curve, and its plot."""
+    def _curve(self, explanation: "Explanation") -> tuple[dict[str, list[float]], dict[str, Any]]:
+        """The sufficiency-area curve, its plot and its nested masks."""
         import numpy as np
 
-        from amx_jax.evaluate.curves import TRIALS, sufficiency_curve
+        from amx_jax.evaluate.curves import TRIALS, levels, sufficiency_curve
         from amx_jax.report.plots import sufficiency_plot
 
         ask = partial(self.explainer.retention, explanation, trials=TRIALS)
@@ -510,7 +512,8 @@ class Photos:
             certified=(explanation.certificate.area, kept),
             title=explanation.label,
         )
-        return curve, decoded(plot)
+        nested = levels(explanation.mask, explanation.ranking)
+        return curve, {"curve": decoded(plot), "levels": nested}
 
     def _fail(self, reason: object) -> None:
         self._failed += 1

@@ -38,6 +38,7 @@ CONTRACT = {
     "target": ["index", "name"],
     "decision": ["kind"],
     "probability": ["image", "explanation", "complement"],
+    "top": ["image", "explanation"],
     "area": None,
     "sufficient": None,
     "necessary": None,
@@ -208,6 +209,8 @@ def check_probabilities(folder: Path, record: dict, classifier) -> None:
         logits = classifier.apply(classifier.params, classifier.preprocess.normalize(pixels))[0]
         probability = float(jax.nn.softmax(logits)[target])
         assert record["probability"][name] == pytest.approx(probability, abs=1e-4)
+        ranked = [entry["index"] for entry in record["top"][name]]
+        assert ranked == np.argsort(-logits, stable=True)[:5].tolist()
     assert record["sufficient"] == (int(jnp.argmax(logits)) == target)
 
 
@@ -261,6 +264,14 @@ def test_a_curve_is_told_and_drawn_where_it_is_asked_for(small, photos):
     assert record["curve"]["area"][-1] == record["curve"]["retention"][-1] == 1
     with Image.open("amx-explanations/photo/curve.png") as plot:
         assert plot.size > (600, 300)
+    with Image.open("amx-explanations/photo/levels.png") as picture:
+        nested = np.asarray(picture)
+    certified = np.asarray(Image.open("amx-explanations/photo/mask.png")) == 255
+    for index, area in enumerate(record["curve"]["area"]):
+        assert (nested <= index).mean() == pytest.approx(area, abs=0.5 / nested.size)
+        held = nested <= index
+        inner, outer = (certified, held) if area >= record["area"] else (held, certified)
+        assert not (inner & ~outer).any()
 
 
 def test_long_names_are_shortened_and_numbers_are_not(small, tiny, photos, monkeypatch):

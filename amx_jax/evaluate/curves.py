@@ -56,6 +56,29 @@ def nested_masks(
     return [place.reshape(mask.shape) < round(area * mask.size) for area in areas]
 
 
+def levels(mask: np.ndarray, ranking: np.ndarray, areas: Sequence[float] = AREAS) -> np.ndarray:
+    """The whole family of :func:`nested_masks` in one picture.
+
+    Args:
+        mask: bool ``(H, W)``.
+        ranking: ``(H, W)``, larger is more important.
+        areas: shares of the pixels, in rising order.
+
+    Returns:
+        For each pixel the index of the first area whose mask holds it, uint8 ``(H, W)``; of a
+        pixel that none holds, how many areas there are.
+
+    Raises:
+        ValueError: as of :func:`nested_masks`.
+
+    Examples:
+        >>> certified, ranking = np.array([[False, True, False]]), np.array([[2.0, 1.0, 3.0]])
+        >>> levels(certified, ranking, (1 / 3, 2 / 3)).tolist()
+        [[2, 0, 1]]
+    """
+    return np.sum([~nested for nested in nested_masks(mask, ranking, areas)], axis=0, dtype=np.uint8)
+
+
 def sufficiency_curve(
     ask: Callable[[list[np.ndarray]], Sequence[float]],
     mask: np.ndarray,
