@@ -55,6 +55,7 @@ from amx_jax.report.terminal import (
     ranking,
     summary,
 )
+from amx_jax.report_command import Report, report_of
 from amx_jax.run_command import Inspect, Run
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ examples:
   amx explain cat.jpg --notion robust      a mask that holds on any background
   amx evaluate photos/ --methods amx gradcam rise
   amx run configs/default.py --data photos/    a whole data set, to Parquet
+  amx report out               a page of the results, to look at
   amx explain --help           all options
   amx --version
 
@@ -156,6 +158,7 @@ class Explain(Source):
         curve: besides, on how many unseen backgrounds nested masks of 1 … 100 % of the pixels, most
             certain first, keep the class: in the record, plotted as curve.png, and in levels.png for
             each pixel the index of the first of these masks that holds it.
+        report: besides, write report.html, a page to look at the results; see `amx report`.
         quiet: no progress and no table; only what went wrong, on stderr.
         config: see above.
     """
@@ -172,6 +175,7 @@ class Explain(Source):
     others: OtherPhotos = ()
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
     curve: FlagCreatePairsOff[bool] = False
+    report: FlagCreatePairsOff[bool] = False
     quiet: FlagCreatePairsOff[bool] = False
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
@@ -199,6 +203,8 @@ class Explain(Source):
             return status
         try:
             write_index(self.output, run.records)
+            if self.report:
+                report_of(self.output, run.records)
         except OutputError as error:
             complain(error)
             status = status or PARTLY
@@ -548,7 +554,7 @@ class Preset:
 
 def parse(
     arguments: Sequence[str],
-) -> Explain | Evaluate | Run | Inspect | Classify | Classifiers:
+) -> Explain | Evaluate | Run | Inspect | Report | Classify | Classifiers:
     """The command that the arguments stand for.
 
     Raises:
@@ -570,6 +576,7 @@ def parse(
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Run, subcommand("run", default=run)]
         | Annotated[Inspect, subcommand("inspect")]
+        | Annotated[Report, subcommand("report")]
         | Annotated[Classify, subcommand("classify")]
         | Annotated[Classifiers, subcommand("classifiers")],
         prog="amx",

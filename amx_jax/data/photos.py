@@ -121,7 +121,7 @@ def find_photos(paths: Sequence[str | Path]) -> tuple[list[Path], list[Failure]]
 
     A file is taken as it is, whatever its name. A folder gives the image files in it and below it,
     known by ``SUFFIXES`` and sorted; hidden ones are passed over, and so are folders that hold an
-    ``explanation.json``, lest a second run explain the pictures of the first.
+    ``explanation.json`` or belong to a saved page, lest a second run explain the pictures of the first.
 
     Args:
         paths: files and folders.
@@ -164,7 +164,8 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[Failure]]:
         failures.append(Failure(str(path), _no_access(path, error)))
 
     for root, folders, files in os.walk(folder, onerror=refused):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        reports = {f"{Path(name).stem}-files" for name in files if name.endswith(".html")}
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in reports]
         if EXPLANATION not in files:
             photos += [
                 Path(root, name)
