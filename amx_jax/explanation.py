@@ -118,6 +118,13 @@ class Explanation:
         }
         return {**record, "words": in_words(record)}
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from amx_jax.report.notebook import explanation_html  # only there is it needed
+
+        words, background = self.record("")["words"], tuple(self.config.background)
+        return explanation_html(self.pixels, self.mask, background, self.label, words)
+
     def _controls(self) -> dict[str, Any]:
         """What was controlled, as JSON; null where it was not."""
         found: dict[str, Any] = {"specificity": None, "leakage": None, "stability": None}

@@ -113,7 +113,8 @@ def write_report(path: Path, photos: Iterable[Shown]) -> Path:
     Raises:
         OutputError: it cannot be written.
     """
-    from amx_jax.report.page import card, page, photo_png
+    from amx_jax.report.page import card, page
+    from amx_jax.report.pictures import encoded
 
     files = ReportFiles(path)
     cards: list[Mapping[str, Any]] = []
@@ -121,7 +122,7 @@ def write_report(path: Path, photos: Iterable[Shown]) -> Path:
     for photo in photos:
         cards.append(card(photo))
         classifiers |= {one.record["classifier"]: None for one in photo.masks}
-        files.add(photo_png(photo.pixels) if photo.pixels is not None else None)
+        files.add(encoded(photo.pixels) if photo.pixels is not None else None)
     about = ", ".join(classifiers) or "the classifier"
     return files.write(page(cards, files.photos(), about))
 

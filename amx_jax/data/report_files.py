@@ -33,7 +33,7 @@ class ReportFiles:
         ...     for photo in (b"cat", b"dog"):
         ...         files.add(photo)
         ...     found = [isinstance(photo, str) for photo in files.photos()]
-        ...     files.write("<p>two photos")
+        ...     page = files.write("<p>two photos")
         ...     found, sorted(path.name for path in Path(folder).iterdir())
         ([True, True], ['report-files', 'report.html'])
     """

@@ -6,7 +6,6 @@ JSON in which no character can end a script, and its own script writes them as t
 
 import base64
 import hashlib
-import io
 import zlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -15,7 +14,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from amx_jax.data.results import plain
 from amx_jax.data.shown import Masked, Shown
@@ -26,21 +24,6 @@ SHOWN = (
     *("target", "decision", "area", "probability", "sufficient", "necessary", "words", "background"),
     *("instance", "top", "curve"),
 )
-
-
-def photo_png(pixels: np.ndarray) -> bytes:
-    """A photo as a PNG file, exact to the pixel.
-
-    Args:
-        pixels: uint8 ``(H, W, 3)``.
-
-    Examples:
-        >>> photo_png(np.zeros((2, 2, 3), np.uint8))[1:4]
-        b'PNG'
-    """
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
-    return file.getvalue()
 
 
 def card(photo: Shown) -> dict[str, Any]:
@@ -110,7 +93,7 @@ def page(cards: Sequence[Mapping[str, Any]], photos: Sequence[bytes | str | None
     outside = any(isinstance(photo, str) for photo in photos)
     return environment.get_template("page.html.jinja").render(
         about=about,
-        lead=lead(cards),
+        lead=lead(cards).replace(" %", "\N{NO-BREAK SPACE}%"),
         cards=plain(cards),
         photos=[
             f"data:image/png;base64,{base64.b64encode(photo).decode()}"

@@ -95,6 +95,21 @@ def mask_picture(mask: np.ndarray) -> np.ndarray:
     return np.where(mask, np.uint8(255), np.uint8(0))
 
 
+def encoded(pixels: np.ndarray) -> bytes:
+    """A picture as a PNG file in memory, exact to the pixel.
+
+    Args:
+        pixels: uint8 ``(H, W)`` or ``(H, W, 3)``.
+
+    Examples:
+        >>> encoded(np.zeros((2, 2, 3), np.uint8))[1:4]
+        b'PNG'
+    """
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+    return file.getvalue()
+
+
 def decoded(png: bytes) -> np.ndarray:
     """A PNG file in memory as uint8 ``(H, W, 3)``."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

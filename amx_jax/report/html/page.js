@@ -34,9 +34,9 @@
 
   // Two digits where it is small; 0 % and 100 % are said of none and all alone, as in the words.
   function percent(share) {
-    if (share === 0 || share === 1) return `${100 * share} %`;
+    if (share === 0 || share === 1) return `${100 * share}\u00a0%`;
     const value = Math.min(Math.max(100 * share, 0.1), 99.9);
-    return `${value < 10 ? value.toFixed(1) : Math.round(value)} %`;
+    return `${value < 10 ? value.toFixed(1) : Math.round(value)}\u00a0%`;
   }
 
   const title = (card) => [...new Set(card.masks.map((mask) => mask.target.name))].join(", ") || card.name;
@@ -44,8 +44,8 @@
   function facts(card) {
     const masks = card.masks;
     const said = masks.length > 1 ? [`${masks.length} masks`] : [];
-    said.push(masks.map((mask) => percent(mask.area)).join(", "));
-    if (masks.length === 1 && masks[0].retention !== null) said.push(`kept on ${percent(masks[0].retention)}`);
+    said.push(`area ${masks.map((mask) => percent(mask.area)).join(", ")}`);
+    if (masks.length === 1 && masks[0].retention !== null) said.push(`kept ${percent(masks[0].retention)}`);
     return said.join(" · ");
   }
 
@@ -308,6 +308,10 @@
     }
   }, { rootMargin: NEAR });
 
+  const end = new IntersectionObserver((entries) => {
+    if (entries.some(({ isIntersecting }) => isIntersecting)) append();
+  }, { rootMargin: NEAR });
+
   let order = [];
   let shownCards = 0;
 
@@ -343,6 +347,8 @@
     gallery.append(...more.map(cardOf));
     shownCards += more.length;
     $("more").hidden = shownCards >= order.length;
+    end.unobserve($("more")); // and again, lest it should still be in sight
+    end.observe($("more"));
   }
 
   function number(id) {
@@ -450,7 +456,7 @@
       figure("Probability, kept pixels", percent(explanation)),
       mask.retention === null ? null : figure("Kept on unseen backgrounds", percent(mask.retention)));
     const words = make("ul", { className: "words" }, ...mask.words.map((said) =>
-      make("li", { className: said.startsWith("Flag: ") ? "flag" : "" }, said)));
+      make("li", { className: said.startsWith("Flag: ") ? "flag" : "" }, said.replaceAll(" %", "\u00a0%"))));
     const columns = [make("div", {}, make("h4", {}, "The certificate"), words)];
     if (mask.curve) columns.unshift(curve(card, mask, number));
     if (mask.top) {
@@ -484,7 +490,8 @@
     const own = { area: mask.area, level: null, kept: mask.retention };
     stops.splice(stops.findIndex(({ area }) => area >= own.area), 0, own);
 
-    const [width, height, left, right, above, below] = [560, 250, 44, 14, 12, 40];
+    const [height, left, right, above, below] = [250, 44, 14, 12, 40];
+    const width = innerWidth < 760 ? 360 : 560; // so that its text is as large as the rest
     const least = Math.log(Math.max(Math.min(...stops.map(({ area }) => area)), 0.004));
     const x = (area) => left + (width - left - right) * (1 - Math.log(Math.max(area, 0.004)) / least);
     const y = (share) => above + (height - above - below) * (1 - share);
@@ -571,9 +578,9 @@
     radio.addEventListener("change", () => { state.view = radio.value; repaint(); });
   }
   $("more").addEventListener("click", append);
-  new IntersectionObserver((entries) => {
-    if (entries.some(({ isIntersecting }) => isIntersecting)) append();
-  }, { rootMargin: NEAR }).observe($("more"));
+  $("expand").addEventListener("click", () => {
+    $("expand").setAttribute("aria-expanded", $("tools").classList.toggle("expanded"));
+  });
   let resizing = 0;
   addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(repaint, 150); });
   arrange();
