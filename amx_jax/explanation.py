@@ -122,8 +122,8 @@ class Explanation:
         """What a notebook shows."""
         from amx_jax.report.notebook import explanation_html  # only there is it needed
 
-        words, background = self.record("")["words"], tuple(self.config.background)
-        return explanation_html(self.pixels, self.mask, background, self.label, words)
+        words = self.record("")["words"]
+        return explanation_html(self.pixels, self.mask, self.config.background, self.label, words)
 
     def _controls(self) -> dict[str, Any]:
         """What was controlled, as JSON; null where it was not."""

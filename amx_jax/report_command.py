@@ -1,6 +1,6 @@
 """``amx report``: what a command found, as a page to look at."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -59,45 +59,57 @@ class Report:
                 f"{one_line(path) or repr(str(path))}: found a folder, expected a file for the page; "
                 f"give one as {NAME}"
             )
-        if is_explained(folder):
-            photos = of_explained(folder)
-        elif is_run(folder):
-            photos = self._of_run(folder)
-        else:
-            raise OutputError(
-                f"{one_line(folder) or repr(self.folder)}: found neither explanations.json nor a run, "
-                "expected the output folder of `amx explain` or `amx run`; check the path"
-            )
+        photos = shown_in(folder, self.data, self.weights)
         with closing(photos):
             write_report(path, islice(photos, self.first or None))
         if not self.quiet:
             Console(highlight=False).out(f"report in {one_line(path)}", highlight=False)
         return DONE
 
-    def _of_run(self, folder: Path) -> Any:
-        """Its photos, read again and seen as its classifier sees them."""
-        from amx_jax.classifiers.fingerprint import fingerprint
-        from amx_jax.classifiers.registry import load_classifier
-        from amx_jax.data.sources import open_source
 
-        about = read_json(folder / MANIFEST, "what a run was begun with", "give another folder")
-        try:
-            data, name, weights = (about[key] for key in ("data", "classifier", "weights"))
-        except (TypeError, KeyError) as error:
-            raise OutputError(
-                f"{one_line(folder / MANIFEST)}: found no data, classifier or weights, expected what a "
-                "run was begun with; give the output folder of `amx run`"
-            ) from error
-        source = open_source(self.data or data)
-        classifier = load_classifier(name, self.weights, None)
-        found = fingerprint(classifier.params)
-        if found != weights:
-            raise ConfigError(
-                f"weights: found {found[:19]}…, expected those of the run, {weights[:19]}…; give their "
-                "file with --weights"
-            )
-        preprocess = classifier.preprocess
-        return of_run(folder, source, preprocess.crop, preprocess.resize)
+def shown_in(
+    folder: Path, data: str | None = None, weights: str | None = None
+) -> Generator[Shown, None, None]:
+    """The photos of a command's output folder, with their masks, one at a time.
+
+    Args:
+        folder: output of `amx explain` or `amx run`.
+        data: of a run, where its photos are now; by default where they were.
+        weights: of a run, the file of weights that it was given.
+
+    Raises:
+        OutputError: the folder is of neither, or damaged.
+        ConfigError: there are no such photos, or the weights are not those of the run.
+    """
+    if is_explained(folder):
+        return of_explained(folder)
+    if not is_run(folder):
+        raise OutputError(
+            f"{one_line(folder)}: found neither explanations.json nor a run, expected the output "
+            "folder of `amx explain` or `amx run`; check the path"
+        )
+    from amx_jax.classifiers.fingerprint import fingerprint
+    from amx_jax.classifiers.registry import load_classifier
+    from amx_jax.data.sources import open_source
+
+    about = read_json(folder / MANIFEST, "what a run was begun with", "give another folder")
+    try:
+        where, name, fitting = (about[key] for key in ("data", "classifier", "weights"))
+    except (TypeError, KeyError) as error:
+        raise OutputError(
+            f"{one_line(folder / MANIFEST)}: found no data, classifier or weights, expected what a run "
+            "was begun with; give the output folder of `amx run`"
+        ) from error
+    source = open_source(data or where)
+    classifier = load_classifier(name, weights, None)
+    found = fingerprint(classifier.params)
+    if found != fitting:
+        raise ConfigError(
+            f"weights: found {found[:19]}…, expected those of the run, {fitting[:19]}…; give their "
+            "file with --weights"
+        )
+    preprocess = classifier.preprocess
+    return of_run(folder, source, preprocess.crop, preprocess.resize)
 
 
 def write_report(path: Path, photos: Iterable[Shown]) -> Path:

@@ -218,7 +218,7 @@ def test_a_record_points_nowhere_but_into_its_own_folder(explained, folder):
     ("arguments", "told"),
     [
         (["nowhere"], "nowhere: found neither explanations.json nor a run"),
-        ([""], "found neither explanations.json nor a run"),
+        (["photos"], "photos: found neither explanations.json nor a run"),
         (["out", "--output", "."], ".: found a folder, expected a file"),
         (["out", "--output", "missing/report.html"], "missing/report.html: cannot be written"),
         (["out", "--first", "-1"], "first: found -1, expected at least 0"),

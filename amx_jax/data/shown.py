@@ -4,7 +4,7 @@ A photo or a mask that cannot be read is that photo's failure, not the report's.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -64,7 +64,9 @@ def is_run(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
-def of_explained(folder: Path, records: Sequence[Mapping[str, Any]] | None = None) -> Iterator[Shown]:
+def of_explained(
+    folder: Path, records: Sequence[Mapping[str, Any]] | None = None
+) -> Generator[Shown, None, None]:
     """The photos of an output folder of ``amx explain``, in their order, one at a time.
 
     Args:
@@ -127,7 +129,7 @@ def _pixels(path: Path, mode: str, shape: tuple[int, ...] | None = None) -> np.n
 
 def of_run(
     folder: Path, source: Source, crop: Callable[[Image.Image], np.ndarray], at_least: int
-) -> Iterator[Shown]:
+) -> Generator[Shown, None, None]:
     """The photos of an output folder of ``amx run``, in the order of its rows, one at a time.
 
     Args:

@@ -76,7 +76,8 @@ def levels(mask: np.ndarray, ranking: np.ndarray, areas: Sequence[float] = AREAS
         >>> levels(certified, ranking, (1 / 3, 2 / 3)).tolist()
         [[2, 0, 1]]
     """
-    return np.sum([~nested for nested in nested_masks(mask, ranking, areas)], axis=0, dtype=np.uint8)
+    outside = np.stack([~nested for nested in nested_masks(mask, ranking, areas)])
+    return outside.sum(axis=0, dtype=np.uint8)
 
 
 def sufficiency_curve(

@@ -52,6 +52,8 @@
   // --- pictures ------------------------------------------------------------------------------------
 
   async function photoOf(index) {
+    const here = () => document.readyState !== "loading" || $(`photo-${index}`)?.nextElementSibling;
+    while (!here()) await new Promise((again) => setTimeout(again, 20)); // photos come after this script
     const image = new Image();
     image.src = $(`photo-${index}`).textContent;
     await image.decode();
