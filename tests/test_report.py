@@ -211,7 +211,17 @@ def test_a_record_points_nowhere_but_into_its_own_folder(explained, folder):
     write_index(explained, records)
     status, out, err = amx("report", explained)
     assert (status, out) == (2, "")
-    assert len(err.splitlines()) == 1 and "found a record without its image or its folder" in err
+    assert len(err.splitlines()) == 1 and "found a record without its folder" in err
+
+
+@pytest.mark.parametrize("name", ["image", "words", "target", "robustness", "controls", "area"])
+def test_a_record_of_another_form_is_told(explained, name):
+    records = read_explanations(explained)
+    records[1][name] = None
+    write_index(explained, records)
+    status, out, err = amx("report", explained)
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1 and f"found a record without its {name}," in err
 
 
 @pytest.mark.parametrize(
@@ -246,7 +256,6 @@ def test_explain_writes_the_report_of_what_it_explained(small, photos):
 
 
 def test_photos_lie_beside_the_page_where_they_are_too_many(explained, photos, monkeypatch):
-    monkeypatch.setattr("amx_jax.data.report_files.EMBEDDED", 3000)
     output = Path("a page #1.html")
     monkeypatch.setattr(
         "amx_jax.report_command.ReportFiles", lambda path: ReportFiles(path, limit=3000)

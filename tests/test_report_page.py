@@ -200,6 +200,17 @@ def test_an_address_on_a_network_is_refused(browser, report):
     context.close()
 
 
+def test_photos_that_did_not_come_along_are_told(browser, shown, tmp_path):
+    path = write(tmp_path, shown, 0)
+    (tmp_path / "report-files").rename(tmp_path / "elsewhere")
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(path.as_uri())
+    tab.get_by_role("alert").wait_for()
+    assert "must lie beside this file" in tab.get_by_role("alert").inner_text()
+    context.close()
+
+
 def test_filters_by_text_flag_failure_area_and_retention(opened):
     tab = opened()
     tab.get_by_label("Search").fill("photos/ A")

@@ -19,6 +19,12 @@ from amx_jax.data.run_folder import MANIFEST
 from amx_jax.data.sources import Source, ahead
 from amx_jax.errors import ImageError, OutputError, one_line
 
+# Of a record: what a report cannot do without, as JSON has it.
+NEEDED = {
+    **dict.fromkeys(("image", "folder", "classifier"), str),
+    **dict.fromkeys(("target", "probability", "background", "robustness", "controls"), dict),
+    **{"area": int | float, "sufficient": bool, "words": list},
+}
 WORKERS, AT_MOST = 2, 16  # threads that decode photos of a run, and photos that wait
 
 
@@ -78,10 +84,12 @@ def of_explained(
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in read_explanations(folder) if records is None else records:
-        if not isinstance(record.get("image"), str) or not _is_below(record.get("folder")):
+        odd = [name for name, kind in NEEDED.items() if not isinstance(record.get(name), kind)]
+        if odd or not _is_below(record["folder"]):
             raise OutputError(
-                f"{one_line(folder / EXPLANATIONS)}: found a record without its image or its folder "
-                "below this one, expected both; run the explanation again"
+                f"{one_line(folder / EXPLANATIONS)}: found a record without its "
+                f"{odd[0] if odd else 'folder below this one'}, expected what this version writes; run "
+                "the explanation again"
             )
         groups.setdefault(record["image"], []).append(record)
     for name, group in groups.items():
@@ -94,9 +102,9 @@ def of_explained(
             yield Shown(name, pixels, masks)
 
 
-def _is_below(name: object) -> bool:
+def _is_below(name: str) -> bool:
     """Whether a record's folder lies within the output: the file may come from anyone."""
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not name or "\0" in name:
         return False
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and not Path(name).is_absolute()

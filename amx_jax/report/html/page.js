@@ -56,7 +56,12 @@
     while (!here()) await new Promise((again) => setTimeout(again, 20)); // photos come after this script
     const image = new Image();
     image.src = $(`photo-${index}`).textContent;
-    await image.decode();
+    try {
+      await image.decode();
+    } catch { // the page was moved without its folder
+      $("missing").hidden = false;
+      return null;
+    }
     return image;
   }
 
@@ -166,7 +171,7 @@
     const job = (canvas.job = {}); // a later one takes over
     const [image, shown] = await Promise.all([photoOf(card.index), layers(card)]);
     const width = Math.round(canvas.clientWidth * Math.min(devicePixelRatio, 2));
-    if (canvas.job !== job || !width) return;
+    if (canvas.job !== job || !width || !image) return;
     const height = Math.round(width * card.height / card.width);
     canvas.width = width;
     canvas.height = height;
