@@ -28,7 +28,7 @@ class Report:
 
     Attributes:
         folder: output of `amx explain` or `amx run`.
-        output: the page (default: report.html in that folder).
+        output: the page.
         first: how many of the photos, the first; 0 for all.
         data: of a run, where its photos are now.
         weights: of a run, the file of weights that it was given.
@@ -37,7 +37,7 @@ class Report:
 
     folder: Annotated[Positional[str], arg(metavar="DIR")]
     output: Annotated[
-        DisallowNone[str | None], arg(metavar="FILE", help_behavior_hint="(default: in DIR)")
+        DisallowNone[str | None], arg(metavar="FILE", help_behavior_hint="(default: DIR/report.html)")
     ] = None
     first: int = 0
     data: Annotated[
