@@ -441,7 +441,7 @@
   function body(card) {
     pictures = [];
     const figures = make("div", { className: "figures" });
-    for (const [view, caption] of [["photo", "What the classifier saw"], ["overlay", "What it needs"], ["kept", "Kept pixels"]]) {
+    for (const [view, caption] of [["photo", "What the classifier saw"], ["overlay", "The mask, outlined"], ["kept", "Kept pixels"]]) {
       const canvas = make("canvas", { className: "picture" });
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", described(card, view));
