@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from amx_jax.config import Config, Weights, preset
     from amx_jax.explainer import Explainer
     from amx_jax.explanation import Explanation, Unexplained
+    from amx_jax.instances import explain_instances
 
 __all__ = [
     "Classifier",
@@ -19,6 +20,7 @@ __all__ = [
     "Preprocess",
     "Unexplained",
     "Weights",
+    "explain_instances",
     "from_linen",
     "from_nnx",
     "load_classifier",
@@ -34,6 +36,7 @@ _MODULES = {
     "Preprocess": "classifiers.classifier",
     "Unexplained": "explanation",
     "Weights": "config",
+    "explain_instances": "instances",
     "from_linen": "classifiers.adapters",
     "from_nnx": "classifiers.adapters",
     "load_classifier": "classifiers.registry",

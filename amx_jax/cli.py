@@ -6,6 +6,7 @@ What needs JAX is imported where it is used, so that ``--help`` need not wait fo
 import io
 import logging
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,8 @@ if TYPE_CHECKING:
     from amx_jax.classifiers.classifier import Classifier
     from amx_jax.evaluate.summary import MethodSummary
     from amx_jax.explainer import Explainer
-    from amx_jax.explanation import Explanation, Unexplained
+    from amx_jax.explanation import Explanation
+    from amx_jax.instances import Instance
 
 DESCRIPTION = """\
 Which few pixels made the classifier decide: minimal, verified masks.
@@ -155,6 +157,9 @@ class Explain(Source):
             class, and by backgrounds that show photos; of these every other one is kept for the
             certificate.
         preset: the configuration that the options below change.
+        instances: explain a class several times, by disjoint masks in windows that each keep it: how
+            many at most, or `all`.
+        classes: explain the photo's topN classes, likewise by disjoint masks.
         curve: besides, on how many unseen backgrounds nested masks of 1 … 100 % of the pixels, most
             certain first, keep the class: in the record, plotted as curve.png, and in levels.png for
             each pixel the index of the first of these masks that holds it.
@@ -174,6 +179,8 @@ class Explain(Source):
     ] = None
     others: OtherPhotos = ()
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
+    instances: Annotated[str, arg(metavar="N|all")] = "1"
+    classes: Annotated[str, arg(metavar="topN")] = "top1"
     curve: FlagCreatePairsOff[bool] = False
     report: FlagCreatePairsOff[bool] = False
     quiet: FlagCreatePairsOff[bool] = False
@@ -181,6 +188,7 @@ class Explain(Source):
 
     def run(self) -> int:
         """Explain the photos; returns the exit status."""
+        self.several()
         photos, total = self.find()
         if not photos:
             return NOTHING
@@ -198,7 +206,7 @@ class Explain(Source):
         )
         check_output(self.output)
         run = Photos(self, explainer, photos, unique_stems(photos))
-        status = run.explain() or outcome(len(run.records), total)
+        status = run.explain() or outcome(run.explained, total)
         if not run.records:  # an older index stays, as the older results do
             return status
         try:
@@ -218,6 +226,20 @@ class Explain(Source):
                 console.out(line, highlight=False)
             console.out(summary(run.records, total, one_line(self.output)), highlight=False)
         return status
+
+    def several(self) -> tuple[int, int] | None:
+        """How many instances, 0 for all, and classes are to be explained; None for one of one."""
+        instances = "0" if self.instances == "all" else self.instances
+        if not re.fullmatch(r"[0-9]+", instances) or self.instances == "0":
+            raise ConfigError(f"instances: found {self.instances}, expected a number from 1 or all")
+        if not (classes := re.fullmatch(r"top([1-5])", self.classes)):
+            raise ConfigError(f"classes: found {self.classes}, expected top1 to top5")
+        if self.target is not None and self.classes != "top1":
+            raise ConfigError(
+                f"classes: found {self.classes} and a target, expected one of them; leave out the other"
+            )
+        wanted = int(instances), int(classes[1])
+        return None if wanted == (1, 1) else wanted
 
 
 @dataclass(frozen=True)
@@ -431,14 +453,16 @@ class Photos:
     """The photos of one command on their way to their folders.
 
     Attributes:
-        names: of the explained photos' folders, in order.
-        records: of the explained photos, in the same order.
+        names: of the explanations' folders, in order.
+        records: of the explanations, in the same order.
+        explained: photos that have one.
     """
 
     def __init__(self, options: Explain, explainer: "Explainer", photos: list[Path], stems: list[str]):
         self.options, self.explainer, self.photos, self.stems = options, explainer, photos, stems
         self.names: list[str] = []
         self.records: list[dict[str, Any]] = []
+        self.explained = 0
         self._failed = 0
         self._under_way = 0.0
         self._opened: deque[int] = deque()  # read, and not yet explained
@@ -459,11 +483,10 @@ class Photos:
         """Explain and write photo after photo; returns ``INTERRUPTED`` or 0."""
         from jax.errors import JaxRuntimeError
 
-        targets, rivals = repeat(self.options.target), repeat(self.options.rather_than)
         try:
             with self._bar:
-                for explanation in self.explainer.stream(self._images(), targets, self._show, rivals):
-                    self._write(self._opened.popleft(), explanation)
+                for found in self._found():
+                    self._write(self._opened.popleft(), found)
                     self._show("writing", max(0.0, self._under_way - 1))
         except KeyboardInterrupt:
             complain("interrupted")
@@ -481,26 +504,46 @@ class Photos:
             self._opened.append(index)
             yield photo
 
-    def _write(self, index: int, explanation: "Explanation | Unexplained") -> None:
+    def _found(self) -> "Iterator[Sequence[Instance]]":
+        """Of photo after photo what explains it: one mask, or as many as were asked for."""
+        from amx_jax.instances import Instance, explain_instances
+
+        asked = repeat(self.options.target), self._show, repeat(self.options.rather_than)
+        if several := self.options.several():
+            yield from explain_instances(self.explainer, self._images(), *asked, *several)
+            return
+        for explanation in self.explainer.stream(self._images(), *asked):
+            yield [Instance(explanation, None)]
+
+    def _write(self, index: int, found: "Sequence[Instance]") -> None:
+        """One folder for the first mask of a photo, and in it one for each further one."""
         from amx_jax.explanation import Unexplained
 
         path, stem = self.photos[index], self.stems[index]
-        if isinstance(explanation, Unexplained):
-            self._fail(f"{one_line(path)}: {explanation.reason}")
-            return
-        background = self.options.config.background
-        pictures = explanation_pictures(explanation.pixels, explanation.mask, background)
-        record = {**explanation.record(str(path)), "folder": stem}
-        if self.options.curve:
-            record["curve"], plots = self._curve(explanation)
-            pictures |= plots
-        try:
-            write_explanation(self.options.output, stem, pictures, record)
-        except OutputError as error:
-            self._fail(error)
-        else:
-            self.names.append(stem)
+        before = len(self.records)
+        for number, (explanation, window) in enumerate(found, 1):
+            if isinstance(explanation, Unexplained):
+                self._fail(f"{one_line(path)}: {explanation.reason}")
+                return
+            place = Path(stem) if number == 1 else Path(stem, str(number))
+            record = {**explanation.record(str(path)), "folder": place.as_posix()}
+            if self.options.several():
+                record["instance"] = {"number": number, "count": len(found), "window": window}
+            background = self.options.config.background
+            pictures = explanation_pictures(explanation.pixels, explanation.mask, background)
+            if self.options.curve:
+                record["curve"], plots = self._curve(explanation)
+                pictures |= plots
+            try:
+                write_explanation(
+                    Path(self.options.output) / place.parent, place.name, pictures, record
+                )
+            except OutputError as error:
+                self._fail(error)
+                return
+            self.names.append(place.as_posix())
             self.records.append(record)
+        self.explained += len(self.records) > before
 
     def _curve(self, explanation: "Explanation") -> tuple[dict[str, list[float]], dict[str, Any]]:
         """The sufficiency-area curve, its plot and its nested masks."""
@@ -528,7 +571,7 @@ class Photos:
     def _show(self, phase: str, under_way: float) -> None:
         """Move the bar to what is done and, as a sum of shares, what is under way."""
         self._under_way = under_way
-        done = self._failed + len(self.records)
+        done = self._failed + self.explained
         self._bar.update(self._task, description=phase, completed=done + under_way, done=done)
 
 

@@ -258,6 +258,45 @@ def test_the_table_has_a_row_for_each_photo_and_fits_80_columns(mixed):
     assert lines[-1] == "results in out/"
 
 
+def test_instances_and_classes_have_a_folder_each_within_their_photos(small, photos):
+    photo = save(photos[0], "photo.png")
+    assert amx("explain", photo, *BRIEF, "--instances", "all", "--classes", "top2").status == 0
+    records = read_explanations("amx-explanations")
+    assert {record["image"] for record in records} == {photo} and len(records) > 1
+    folders = ["photo", *(f"photo/{number}" for number in range(2, len(records) + 1))]
+    assert [record["folder"] for record in records] == folders
+    kept = np.zeros(photos[0].shape[:2], int)
+    for number, record in enumerate(records, 1):
+        instance = record["instance"]
+        assert (instance["number"], instance["count"]) == (number, len(records))
+        folder = Path("amx-explanations", record["folder"])
+        assert json.loads((folder / "explanation.json").read_text()) == record
+        with Image.open(folder / "mask.png") as picture:
+            mask = np.asarray(picture) == 255
+        top, left, side = instance["window"]
+        assert mask.sum() == mask[top : top + side, left : left + side].sum() > 0
+        assert record["sufficient"] and record["area"] == pytest.approx(mask.mean())
+        kept += mask
+    assert kept.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--instances", "0"], "instances: found 0, expected a number from 1 or all"),
+        (["--instances", "many"], "instances: found many, expected a number from 1 or all"),
+        (["--classes", "top9"], "classes: found top9, expected top1 to top5"),
+        (["--classes", "top2", "--target", "1"], "classes: found top2 and a target"),
+        (["--instances", "2", "--goal", "necessary"], "goal: found necessary, expected sufficient"),
+    ],
+)
+def test_instances_that_cannot_be_asked_for_are_refused(small, photos, options, complaint):
+    outcome = amx("explain", save(photos[0], "photo.png"), *BRIEF, *options)
+    assert outcome.status == 2
+    assert complaint in outcome.err and "Traceback" not in outcome.err
+    assert not Path("amx-explanations", "photo").exists()
+
+
 def test_a_curve_is_told_and_drawn_where_it_is_asked_for(small, photos):
     assert amx("explain", save(photos[0], "photo.png"), *BRIEF, "--curve").status == 0
     [record] = read_explanations("amx-explanations")

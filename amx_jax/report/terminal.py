@@ -337,7 +337,10 @@ def summary(records: Sequence[Mapping[str, Any]], total: int, folder: str) -> st
         >>> print(summary([record] * 4, 5, "out"))
         4 of 5 photos explained, median area 1.2 %, all sufficient and 1-minimal
         results in out/
+        >>> print(summary([{**record, "image": "two dogs"}] * 2, 1, "out").splitlines()[0])
+        1 of 1 photo explained by 2 masks, median area 1.2 %, all sufficient and 1-minimal
     """
+    photos = len({record.get("image", number) for number, record in enumerate(records)})
     notion = records[0].get("notion", {"name": "plain", "goal": "sufficient"})
     asked = [name for name in (notion["name"], notion["goal"]) if name not in ("plain", "sufficient")]
     word = " ".join(asked) or "sufficient"
@@ -350,7 +353,8 @@ def summary(records: Sequence[Mapping[str, Any]], total: int, folder: str) -> st
     )
     area = median(record["area"] for record in records)
     return (
-        f"{len(records)} of {total} photo{'s' if total > 1 else ''} explained, "
+        f"{photos} of {total} photo{'s' if total > 1 else ''} explained"
+        f"{f' by {len(records)} masks' if len(records) > photos else ''}, "
         f"median area {100 * area:.1f} %, {claim}\nresults in {folder.rstrip('/') or folder}/"
     )
 
