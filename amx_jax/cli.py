@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import repeat
@@ -520,13 +520,14 @@ class Photos:
         from amx_jax.explanation import Unexplained
 
         path, stem = self.photos[index], self.stems[index]
+        seen = asdict(self.explainer.classifier.preprocess)  # from the photo to its input.png
         before = len(self.records)
         for number, (explanation, window) in enumerate(found, 1):
             if isinstance(explanation, Unexplained):
                 self._fail(f"{one_line(path)}: {explanation.reason}")
                 return
             place = Path(stem) if number == 1 else Path(stem, str(number))
-            record = {**explanation.record(str(path)), "folder": place.as_posix()}
+            record = {**explanation.record(str(path)), "preprocess": seen, "folder": place.as_posix()}
             if self.options.several():
                 record["instance"] = {"number": number, "count": len(found), "window": window}
             background = self.options.config.background

@@ -57,6 +57,7 @@ CONTRACT = {
     "config": [field.name for field in dataclasses.fields(Config)],
     "versions": None,
     "words": None,
+    "preprocess": ["size", "resize", "mean", "scale", "channels"],
     "folder": None,
 }
 PICTURES = ("input", "mask", "overlay", "explanation")

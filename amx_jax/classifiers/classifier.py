@@ -108,6 +108,45 @@ class Preprocess:
         square = photo.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
         return np.asarray(square).reshape(self.shape)
 
+    def uncrop(self, values: np.ndarray, size: tuple[int, int], outside: Any) -> np.ndarray:
+        """What is known of the input's pixels, laid back over the photo: the inverse of :meth:`crop`.
+
+        Each pixel of the photo takes the value of the input's pixel that its centre lies in. Where the
+        photo's square has at least ``size`` pixels a side, none of the values is lost.
+
+        Args:
+            values: of the input's pixels, such as a mask, ``(size, size, …)``.
+            size: width and height of the photo.
+            outside: what pixels take that the classifier does not see.
+
+        Returns:
+            ``(height, width, …)``, of the type of ``values``.
+
+        Raises:
+            ValueError: another shape.
+
+        Examples:
+            >>> preprocess = Preprocess(size=2, resize=4, mean=0.0, scale=1.0)
+            >>> preprocess.uncrop(np.array([[1, 2], [3, 4]]), (6, 4), 0)
+            array([[0, 0, 0, 0, 0, 0],
+                   [0, 0, 1, 2, 0, 0],
+                   [0, 0, 3, 4, 0, 0],
+                   [0, 0, 0, 0, 0, 0]])
+        """
+        if values.shape[:2] != (self.size, self.size):
+            raise ValueError(f"found {values.shape}, expected ({self.size}, {self.size}, …)")
+        left, top, side = self.square(size)
+        # Of a centre on the edge between two, the first: where the photo is as fine as the input, half
+        # a pixel off, each value then has one pixel still.
+        columns, rows = (
+            np.ceil((np.arange(length) + 0.5 - start) * (self.size / side)).astype(int) - 1
+            for length, start in zip(size, (left, top), strict=True)
+        )
+        seen = [(places >= 0) & (places < self.size) for places in (rows, columns)]
+        laid = np.full((*size[::-1], *values.shape[2:]), outside, values.dtype)
+        laid[np.ix_(*seen)] = values[np.ix_(rows[seen[0]], columns[seen[1]])]
+        return laid
+
     def normalize(self, pixels):
         """Pixel values in 0 … 255, NumPy or JAX ``(…, channels)``, to the classifier's input space."""
         return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.scale, np.float32)
