@@ -354,6 +354,7 @@ class Evaluate(Source):
 
         from amx_jax.evaluate.curves import AREAS
         from amx_jax.evaluate.summary import mean_curve, summarise
+        from amx_jax.report.encode import encoded
         from amx_jax.report.plots import retention_plot
 
         summaries = summarise(records, self.methods[0])
@@ -362,7 +363,7 @@ class Evaluate(Source):
         if measured:
             count = len({record["image"] for record in measured})
             areas = np.array(AREAS)
-            pictures["retention"] = retention_plot(
+            plot = retention_plot(
                 {
                     method: (areas, mean_curve(measured, method, areas))
                     for method in dict.fromkeys(record["method"] for record in measured)
@@ -370,6 +371,7 @@ class Evaluate(Source):
                 f"{self.classifier}, {count} photo{'s' if count > 1 else ''}: median of nested masks",
                 self.config.delta if self.config.notion == "robust" else None,
             )
+            pictures["retention"] = encoded(plot)
         write_evaluation(self.output, records, summaries, pictures)
         return summaries
 
@@ -551,6 +553,7 @@ class Photos:
         import numpy as np
 
         from amx_jax.evaluate.curves import TRIALS, levels, sufficiency_curve
+        from amx_jax.report.encode import encoded
         from amx_jax.report.plots import sufficiency_plot
 
         ask = partial(self.explainer.retention, explanation, trials=TRIALS)
@@ -563,7 +566,7 @@ class Photos:
             title=explanation.label,
         )
         nested = levels(explanation.mask, explanation.ranking)
-        return curve, {"curve": decoded(plot), "levels": nested}
+        return curve, {"curve": decoded(encoded(plot)), "levels": nested}
 
     def _fail(self, reason: object) -> None:
         self._failed += 1

@@ -9,14 +9,15 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from amx_jax.report.encode import encoded
 from amx_jax.report.plots import COLOURS, DASHES, area_plot, retention_plot, sufficiency_plot
 
 AREAS = np.geomspace(0.01, 1, 9)
 FULL = np.ones(9)
 
 
-def pixels(png):
-    with Image.open(io.BytesIO(png)) as image:
+def pixels(figure):
+    with Image.open(io.BytesIO(encoded(figure))) as image:
         assert image.format == "PNG"
         return np.array(image.convert("RGB")).astype(int)
 
@@ -29,18 +30,20 @@ def where(picture, colour):
 
 def test_a_picture_has_one_size_whatever_it_shows():
     many = {f"a rather long name of a method {i}": (AREAS, FULL * i / 20) for i in range(16)}
-    for png in (
+    for figure in (
         retention_plot({"amx": (AREAS, FULL)}, "title"),
         retention_plot(many, "title", delta=0.1),
         sufficiency_plot(AREAS, FULL, FULL / 2, (0.1, 1.0), 0.1, "title"),
         sufficiency_plot(AREAS, FULL),
     ):
-        assert pixels(png).shape == (630, 1125, 3)
+        assert pixels(figure).shape == (630, 1125, 3)
 
 
-def test_the_same_curves_give_the_same_bytes():
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_the_same_curves_give_the_same_bytes(suffix):
     def draw():
-        return retention_plot({"amx": (AREAS, AREAS), "rise": (AREAS, FULL)}, "title", 0.1)
+        plot = retention_plot({"amx": (AREAS, AREAS), "rise": (AREAS, FULL)}, "title", 0.1)
+        return encoded(plot, suffix)
 
     assert draw() == draw()
 
@@ -145,12 +148,27 @@ def test_no_curves_and_bounds_that_do_not_fit_are_refused():
 def test_pyplot_stays_unloaded_and_matplotlib_until_it_is_needed():
     script = """
 import sys
+from amx_jax.report.encode import encoded
 from amx_jax.report.plots import retention_plot
 assert "matplotlib" not in sys.modules
-retention_plot({"amx": ([0.1, 0.2], [0.5, 1.0])}, "title")
+for suffix in ("png", "pdf", "svg"):
+    encoded(retention_plot({"amx": ([0.1, 0.2], [0.5, 1.0])}, "title"), suffix)
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_pdf_has_its_fonts_in_it_as_truetype_and_an_svg_needs_none():
+    plot = retention_plot({"amx": (AREAS, FULL)}, "δ and a title")
+    pdf = encoded(plot, "pdf")
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf
+    svg = encoded(plot, "svg")
+    assert b"<text" not in svg and b"font-family" not in svg
+
+
+def test_another_kind_of_file_is_refused():
+    with pytest.raises(ValueError, match="suffix: found 'jpg', expected png, pdf, svg"):
+        encoded(retention_plot({"amx": (AREAS, FULL)}, ""), "jpg")
 
 
 def test_a_histogram_of_areas_has_bars_as_high_as_their_counts():

@@ -1,7 +1,5 @@
-"""Curves as PNG files in memory, drawn from arrays; knows nothing of classifiers, files or records."""
+"""Curves as figures, drawn from arrays; knows nothing of classifiers, files or records."""
 
-import io
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ SIZE, DPI = (7.5, 4.2), 150  # inches, dots per inch
 
 def retention_plot(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, delta: float | None = None
-) -> bytes:
+) -> "Figure":
     """One line for each method: on how many backgrounds masks of an area keep the decision.
 
     Args:
@@ -30,14 +28,15 @@ def retention_plot(
         delta: δ, in [0, 1]; a dashed line is drawn at 1 − δ.
 
     Returns:
-        A PNG file.
+        The figure; :func:`amx_jax.report.encode.encoded` makes a file of it.
 
     Raises:
         ValueError: no curves, shapes that do not fit, or values outside [0, 1].
 
     Examples:
-        >>> retention_plot({"amx": (np.array([0.1, 0.2]), np.array([0.5, 1.0]))}, "four photos")[1:4]
-        b'PNG'
+        >>> curves = {"amx": (np.array([0.1, 0.2]), np.array([0.5, 1.0]))}
+        >>> retention_plot(curves, "four photos").axes[0].get_title()
+        'four photos'
     """
     if not curves:
         raise ValueError("curves: found none, expected at least one")
@@ -53,7 +52,7 @@ def retention_plot(
             marker="o" if len(areas) == 1 else "",  # a line of one point cannot be seen
             label=name,
         )
-    return _png(figure)
+    return _with_key(figure)
 
 
 def sufficiency_plot(
@@ -63,7 +62,7 @@ def sufficiency_plot(
     certified: tuple[float, float] | None = None,
     delta: float | None = None,
     title: str = "",
-) -> bytes:
+) -> "Figure":
     """One photo's nested masks, from its most certain pixels to all of them.
 
     Args:
@@ -75,14 +74,15 @@ def sufficiency_plot(
         title: above the plot.
 
     Returns:
-        A PNG file.
+        The figure; :func:`amx_jax.report.encode.encoded` makes a file of it.
 
     Raises:
         ValueError: shapes that do not fit, or values outside [0, 1].
 
     Examples:
-        >>> sufficiency_plot(np.array([0.1, 0.2]), np.array([0.5, 1.0]), certified=(0.2, 1.0))[1:4]
-        b'PNG'
+        >>> figure = sufficiency_plot(np.array([0.1, 0.2]), np.array([0.5, 1.0]), certified=(0.2, 1.0))
+        >>> [text.get_text() for text in figure.legends[0].get_texts()]
+        ['nested masks', 'explanation: 20.0 %, 1.00']
     """
     areas, retention = _curve("retention", areas, retention)
     mark = _curve("certified", *([value] for value in certified or (np.nan, np.nan)))
@@ -110,10 +110,10 @@ def sufficiency_plot(
             linestyle="",
             label=f"explanation: {100 * certified[0]:.1f} %, {certified[1]:.2f}",
         )
-    return _png(figure)
+    return _with_key(figure)
 
 
-def area_plot(areas: np.ndarray, title: str) -> bytes:
+def area_plot(areas: np.ndarray, title: str) -> "Figure":
     """How the areas of many masks are distributed.
 
     Args:
@@ -121,14 +121,15 @@ def area_plot(areas: np.ndarray, title: str) -> bytes:
         title: above the plot.
 
     Returns:
-        A PNG file.
+        The figure; :func:`amx_jax.report.encode.encoded` makes a file of it.
 
     Raises:
         ValueError: no areas, or values outside [0, 1].
 
     Examples:
-        >>> area_plot(np.array([0.01, 0.02, 0.3]), "three photos")[1:4]
-        b'PNG'
+        >>> figure = area_plot(np.array([0.01, 0.02, 0.3]), "three photos")
+        >>> figure.legends[0].get_texts()[0].get_text()
+        'median 2.0 %'
     """
     areas = np.asarray(areas, float)
     if not areas.size:
@@ -143,7 +144,7 @@ def area_plot(areas: np.ndarray, title: str) -> bytes:
     )
     axes.autoscale(axis="y")
     axes.set_ylabel("photos")
-    return _png(figure)
+    return _with_key(figure)
 
 
 def _curve(name: str, areas: Any, retention: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -182,18 +183,12 @@ def _axes(title: str, areas: np.ndarray, delta: float | None) -> tuple["Figure",
     return figure, axes
 
 
-def _png(figure: "Figure") -> bytes:
+def _with_key(figure: "Figure") -> "Figure":
     """The figure with its key to the right of the plot, where it hides no line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     handles, labels = figure.axes[0].get_legend_handles_labels()
     legend = figure.legend(
         handles, labels, loc="outside right upper", frameon=False, handlelength=3.5, fontsize=9
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    file = io.BytesIO()
-    with warnings.catch_warnings():  # a name in a script that the font lacks is drawn as boxes
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
-    return file.getvalue()
+    return figure
