@@ -44,6 +44,7 @@ from amx_jax.data.results import (
 )
 from amx_jax.errors import AmxError, ConfigError, ImageError, OutputError, one_line
 from amx_jax.experiment import load_experiment
+from amx_jax.plot_command import methods_plot, plots
 from amx_jax.report.pictures import decoded, explanation_pictures
 from amx_jax.report.terminal import (
     LEGEND,
@@ -77,6 +78,7 @@ examples:
   amx evaluate photos/ --methods amx gradcam rise
   amx run configs/default.py --data photos/    a whole data set, to Parquet
   amx report out               a page of the results, to look at
+  amx plot grid amx-explanations --output grid.pdf    pictures for papers
   amx explain --help           all options
   amx --version
 
@@ -350,24 +352,16 @@ class Evaluate(Source):
 
     def _write(self, records: Sequence[dict[str, Any]]) -> "list[MethodSummary]":
         """Write what has been found so far; returns its summaries."""
-        import numpy as np
-
-        from amx_jax.evaluate.curves import AREAS
-        from amx_jax.evaluate.summary import mean_curve, summarise
+        from amx_jax.evaluate.summary import summarise
         from amx_jax.report.encode import encoded
-        from amx_jax.report.plots import retention_plot
 
         summaries = summarise(records, self.methods[0])
         measured = [record for record in records if record["curve"] is not None]
         pictures = {}
         if measured:
             count = len({record["image"] for record in measured})
-            areas = np.array(AREAS)
-            plot = retention_plot(
-                {
-                    method: (areas, mean_curve(measured, method, areas))
-                    for method in dict.fromkeys(record["method"] for record in measured)
-                },
+            plot = methods_plot(
+                measured,
                 f"{self.classifier}, {count} photo{'s' if count > 1 else ''}: median of nested masks",
                 self.config.delta if self.config.notion == "robust" else None,
             )
@@ -625,7 +619,8 @@ def parse(
         | Annotated[Inspect, subcommand("inspect")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Classify, subcommand("classify")]
-        | Annotated[Classifiers, subcommand("classifiers")],
+        | Annotated[Classifiers, subcommand("classifiers")]
+        | plots(name),
         prog="amx",
         description=DESCRIPTION,
         args=arguments,

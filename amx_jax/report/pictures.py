@@ -10,6 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 # Yellow of Okabe and Ito's colour-blind-safe palette, the lightest of it: what is removed is dark
 # gray, so the line differs from it in lightness and not in hue alone.
 CONTOUR = (240, 228, 66)
+# Pixels that the classifier never sees: gray from 205 to 255, unlike both what is kept and what is
+# removed, and a gray line where they begin, since a photo may be as pale itself.
+PALEST, PALE_CONTRAST, RIM = 205, 50 / 255, 150
 # Removed pixels: gray from 30 to 120. Not from 0: night photos must stay recognisable.
 DARKEST, CONTRAST = 30, 90 / 255
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode L
@@ -73,6 +76,32 @@ def on_background(pixels: np.ndarray, mask: np.ndarray, rgb: tuple[int, int, int
     """
     _check(pixels, mask)
     return np.where(mask[..., None], pixels, np.array(rgb, np.uint8))
+
+
+def unseen_faded(picture: np.ndarray, pixels: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """A picture of the photo in which what the classifier does not see is almost white.
+
+    Args:
+        picture: uint8 ``(H, W, 3)``, such as an overlay.
+        pixels: the photo, uint8 ``(H, W, 3)``.
+        seen: bool ``(H, W)``, true where the classifier sees the photo.
+
+    Returns:
+        uint8 ``(H, W, 3)``.
+
+    Raises:
+        ValueError: another type or shape.
+
+    Examples:
+        >>> pixels = np.zeros((1, 3, 3), np.uint8)
+        >>> unseen_faded(pixels, pixels, np.array([[True, False, False]])).tolist()
+        [[[0, 0, 0], [150, 150, 150], [205, 205, 205]]]
+    """
+    _check(picture, seen)
+    _check(pixels, seen)
+    pale = (PALEST + PALE_CONTRAST * (pixels @ LUMA)).round().astype(np.uint8)
+    pale[_grow(seen, max(1, round(min(seen.shape) / 400)))] = RIM
+    return np.where(seen[..., None], picture, pale[..., None])
 
 
 def mask_picture(mask: np.ndarray) -> np.ndarray:
