@@ -171,12 +171,15 @@ def explanation_pictures(
     }
 
 
-def strip(images: Sequence[np.ndarray], labels: Sequence[str] | None = None) -> np.ndarray:
+def strip(
+    images: Sequence[np.ndarray], labels: Sequence[str] | None = None, text: int | None = None
+) -> np.ndarray:
     """Pictures side by side on white, each with a caption below it if there are labels.
 
     Args:
         images: uint8 ``(H, W)`` or ``(H, W, 3)``, all of one height.
         labels: a caption for each; a column widens where its caption is wider than its picture.
+        text: size of the captions in pixels; by default a sixteenth of the height.
 
     Returns:
         uint8 ``(H', W', 3)``.
@@ -195,7 +198,7 @@ def strip(images: Sequence[np.ndarray], labels: Sequence[str] | None = None) -> 
         raise ValueError(f"expected {len(images)} labels, found {len(labels)}")
     height = heights.pop()
     gap = max(4, height // 50)
-    font = ImageFont.load_default(max(11, height // 16))
+    font = ImageFont.load_default(text or max(11, height // 16))
     boxes = [font.getbbox(label) for label in labels or [""] * len(images)]
     texts = [math.ceil(box[2]) for box in boxes]
     widths = [max(image.shape[1], text + gap) for image, text in zip(images, texts, strict=True)]
