@@ -25,20 +25,12 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".pdf", ".svg")
 ANIMATED = 640  # pixels of the long side of a GIF file: it holds each frame whole, in 256 colours
 LONGEST = 2**16  # pixels of a side that a PNG file of Matplotlib can have
-DESCRIPTION = """\
-Draw pictures for papers: PNG, PDF or SVG by the output's suffix.
-
-examples:
-  amx plot grid amx-explanations --output grid.pdf
-  amx plot methods amx/ gradcam/ rise/ --output methods.pdf
-  amx plot evolution dog.jpg --output dog.gif
-  amx plot curves amx-evaluation --output curves.pdf\
-"""
+DESCRIPTION = "Draw pictures for papers: PNG, PDF, SVG or GIF by the output's suffix."
 Size = Literal["own", "input"]
 Folders = Annotated[
     Positional[tuple[str, ...]], arg(metavar="DIR ...", help_behavior_hint="(required)")
 ]
-File = Annotated[str, arg(metavar="FILE")]
+File = Annotated[str, arg(metavar="FILE.png|pdf|svg")]
 Many = Annotated[DisallowNone[int | None], arg(metavar="INT", help_behavior_hint="(default: all)")]
 
 
@@ -48,11 +40,11 @@ class Grid:
 
     Attributes:
         folders: that amx explain wrote, or those of single photos in them.
-        output: .png, .pdf or .svg.
-        size: draw over the photo itself (own), with what the classifier does not see almost white, or
-            over the classifier's input.
+        output: its suffix says what is drawn: .png, .pdf or .svg.
+        size: own draws over the whole photo, with what the classifier does not see almost white; input
+            over what it sees, at its resolution.
         columns: photos beside each other, three pictures each.
-        dpi: dots per inch of pictures 7 inches wide: no photo has more pixels.
+        dpi: dots per inch of the 7 inches of width; photos of more pixels are made smaller.
     """
 
     folders: Folders = ()
@@ -184,11 +176,14 @@ class Curves:
             if len(measured) == 1:
                 [(_, _, record)] = measured
                 curve, kept = record["curve"], record["robustness"].values()
-                share = sum(one["kept"] for one in kept) / max(sum(one["trials"] for one in kept), 1)
+                trials = sum(one["trials"] for one in kept)
+                certified = None  # of another goal these are not the backgrounds that keep the decision
+                if trials and record["notion"]["goal"] == "sufficient":
+                    certified = record["area"], sum(one["kept"] for one in kept) / trials
                 figure = sufficiency_plot(
                     np.array(curve["area"]),
                     np.array(curve["retention"]),
-                    certified=(record["area"], share),
+                    certified=certified,
                     delta=delta,
                     title=record["target"]["name"],
                 )
@@ -233,7 +228,7 @@ class Evolution:
     """
 
     photo: Annotated[Positional[str], arg(metavar="PHOTO")]
-    output: File
+    output: Annotated[str, arg(metavar="FILE.gif|png|pdf|svg")]
     every: int = 4
     columns: int = 6
     size: Size = "own"

@@ -13,7 +13,7 @@ METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
     "svg": {"Date": None},
 }
-STYLE = {
+STYLE: Any = {
     "pdf.fonttype": 42,  # TrueType: text that can be searched and edited, as publishers ask
     "svg.fonttype": "path",  # letters as outlines: an SVG file carries no fonts
     "svg.hashsalt": "amx",  # or each file would have other names for the same things
