@@ -172,8 +172,9 @@ def test_a_gif_has_a_frame_a_step_and_the_last_two_stay(one):
             times.append(gif.info["duration"])
             frames.append(np.asarray(gif.convert("RGB")).astype(int))
     assert times[0] == times[1] < times[2] == times[3]
-    line = [(frame == CONTOUR).all(axis=-1).sum() for frame in frames]
-    assert line[3] > 0 and (frames[0][-1, 0] == 255).all()
+    # Pillow finds the nearest of 256 colours by six of their eight bits.
+    assert (np.abs(frames[3] - CONTOUR).max(axis=-1) < 4).sum() > 10
+    assert (frames[0][-1, 0] > 251).all()
     left = (frames[0].shape[1] - 60) // 2  # a caption may be wider than its picture
     for frame, step in zip(frames, run, strict=True):
         drawn = frame[:40, left : left + 60]
