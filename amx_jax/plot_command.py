@@ -99,8 +99,6 @@ class Methods:
         missing = sorted({photo for others in read for photo in others} - set(photos))
         if not photos:
             raise OutputError("found no photo that all folders have, expected explanations of the same")
-        for photo in missing:
-            complain(f"{one_line(photo)}: not explained in every folder; left out")
         rows = [dict(zip(names, (one[photo] for one in read), strict=True)) for photo in photos]
         for photo, row in zip(photos, rows, strict=True):
             _one_decision(photo, row)
@@ -109,6 +107,8 @@ class Methods:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         paper.write(figure)
+        for photo in missing:
+            complain(f"{one_line(photo)}: not explained in every folder; left out")
         told = _told(len(photos), self.output, f" by {len(read)} methods")
         return PARTLY if missing else told
 
