@@ -477,8 +477,8 @@ def test_weights_that_are_no_weights_are_refused(kind, command, photos, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["expain"], "explain, evaluate, run, inspect, report, classify, classifiers"),
-        ([], "explain, evaluate, run, inspect, report, classify, classifiers"),
+        (["expain"], "explain, evaluate, run, inspect, report, classify"),
+        ([], "explain, evaluate, run, inspect, report, classify"),
         (["explain", "--step", "3"], "--steps INT"),
         (["explain", "--steps", "many"], "--steps"),
         (["explain", "--generator", "unet"], "autoencoder"),
