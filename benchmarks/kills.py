@@ -3,9 +3,9 @@
     python -m benchmarks.kills --data FOLDER [--photos 300] [--kills 20]
 
 runs ``amx run configs/default.py`` twice, in one go and with SIGKILL at random moments, some of them
-while a process starts. Prints how much memory the first used at its 50th image and at its end, what
-share of the time it spent on saving, and whether both wrote the same bytes, with no image twice and
-none missing. Fewer steps and larger cells make it shorter and change nothing of that. POSIX only, as
+while a process starts. Prints how much memory the first used at each 50th image, what share of the
+time it spent on saving, and whether both wrote the same bytes, with no image twice and none missing.
+Fewer steps and larger cells make it shorter and change nothing of that. POSIX only, as
 ``ps`` says how much memory is used.
 """
 
@@ -22,7 +22,7 @@ import tyro
 
 from benchmarks import scale
 
-WARM = 50  # images after which memory should no longer grow
+WARM = 50  # images from one figure of the memory to the next; after the first it should not grow
 EVERY = 2.0  # seconds from one look at a process to the next
 
 
@@ -69,13 +69,9 @@ def in_one_go(options: Options, output: Path) -> tuple[float, float]:
     seconds = time.time() - began
     saving = sum(event["seconds"] for event in scale.logged(output) if event["event"] == "saved")
     start = scale.logged(output)[0]["time"] - began
-    warm = [memory for images, memory in seen if images >= WARM]
     print(f"{explained(output)} images in {seconds:.0f} s, {100 * saving / seconds:.2f} % of it saving")
-    if warm:
-        print(
-            f"memory at the {WARM}th image {warm[0]:.0f} MiB, at the end {warm[-1]:.0f} MiB, between "
-            f"{min(warm):.0f} and {max(warm):.0f} MiB"
-        )
+    first = {images - images % WARM: memory for images, memory in reversed(seen)}
+    print("images, memory in MiB:", ", ".join(f"{n}: {m:.0f}" for n, m in sorted(first.items()) if n))
     return seconds, start
 
 
