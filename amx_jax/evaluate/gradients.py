@@ -79,7 +79,7 @@ def integrated_gradients(
     baseline: Array,
     steps: int = 32,
 ) -> Array:
-    """Integrated gradients: Σ_c |(x − b)_c · ∫₀¹ ∂score / ∂x_c (b + α(x − b)) dα|.
+    """Integrated gradients: ``Σ_c |(x − b)_c · ∫₀¹ ∂score / ∂x_c (b + α(x − b)) dα|``.
 
     The integral by Gauss and Legendre's rule, exact for polynomials in α of degree 2 · steps − 1. The
     sum over channels is of absolute values: a pixel that speaks against the target is important, too.

@@ -262,7 +262,7 @@ def energy_pointing_game(saliency: np.ndarray, region: np.ndarray) -> Localisati
 
 
 def iou(mask: np.ndarray, region: np.ndarray) -> Localisation:
-    """Intersection over union, |M ∩ R| / |M ∪ R|; that of two empty sets is 1.
+    """Intersection over union, ``|M ∩ R| / |M ∪ R|``; that of two empty sets is 1.
 
     By chance, for a mask of the same area a whose pixels lie anywhere, and a region of area r (both
     shares of the image): a·r / (a + r − a·r), expected intersection over expected union. The expected

@@ -119,7 +119,7 @@ def binarization(mask: Array) -> Array:
 
 
 def total_variation(mask: Array) -> Array:
-    """Anisotropic total variation Σ |∂m| divided by √(h·w).
+    """Anisotropic total variation ``Σ |∂m|`` divided by √(h·w).
 
     For a binary mask this is the kept region's perimeter over the mask's side, so its value does not
     depend on the resolution at which the mask is held.
