@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -294,13 +295,22 @@ def test_twenty_kills_change_no_byte(tmp_path_factory):
     assert names == [*(f"{i:03d}.png" for i in range(60)), "broken.png"]
 
 
+def a_free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_at_the_same_time_find_what_one_does(data, tmp_path, count):
+@pytest.mark.parametrize(("count", "together"), [(2, True), (4, False)])
+def test_processes_at_the_same_time_find_what_one_does(data, tmp_path, count, together):
+    """Whether jax.distributed knows of them or not: none waits for another."""
     with start(data, tmp_path / "one", tmp_path / "cache") as process:
         assert process.wait() == 0
+    port = [a_free_port()] if together else []
     processes = [
-        start(data, tmp_path / "many", tmp_path / "cache", index, count) for index in range(count)
+        start(data, tmp_path / "many", tmp_path / "cache", index, count, *port)
+        for index in range(count)
     ]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * count

@@ -1,4 +1,4 @@
-"""A process of a run with the tiny classifier, for tests that kill it: DATA OUTPUT [INDEX COUNT]."""
+"""A process of a run with the tiny classifier, to be killed: DATA OUTPUT [INDEX COUNT [PORT]]."""
 
 import json
 import signal
@@ -24,6 +24,10 @@ CONFIG = {
 def main() -> int:
     """Run until the end or SIGTERM; the exit status is 0 where all is put together, 3 where stopped."""
     jax.config.update("jax_enable_compilation_cache", True)
+    data, output, *share = sys.argv[1:]
+    index, count, port = [*map(int, share), *(0, 1, 0)[len(share) :]]
+    if port:
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     from conftest import make_tiny
 
     from amx_jax import Config
@@ -31,7 +35,6 @@ def main() -> int:
     from amx_jax.experiment import Experiment
     from amx_jax.runner import Runner, Share, Stopped
 
-    data, output, *share = sys.argv[1:]
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     experiment = Experiment(data, output, rows=7, save_every=0.2, workers=2, config=Config(**CONFIG))
@@ -39,7 +42,7 @@ def main() -> int:
         experiment,
         open_source(data),
         make_tiny(),
-        share=Share(*map(int, share)),
+        share=Share(index, count),
         stopping=lambda: bool(asked),
     )
     try:

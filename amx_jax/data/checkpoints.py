@@ -140,12 +140,16 @@ def _good(folder: Path) -> Iterator[dict[str, list[np.ndarray]]]:
 
 def _manager(folder: Path) -> Any:
     import orbax.checkpoint as ocp
+    from orbax.checkpoint import multihost
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every save
-    alone = ocp.options.MultiprocessingOptions(primary_host=None)  # no barrier among the hosts
+    # No barrier among the hosts of a jax.distributed: each saves when it likes.
+    own = multihost.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=KEPT,
-        create=True,
+        create=False,  # Orbax would make it together with the others
         cleanup_tmp_directories=True,
         enable_async_checkpointing=False,
         multiprocessing_options=alone,
