@@ -154,9 +154,9 @@ def _order(ranking: np.ndarray, within: np.ndarray | None) -> np.ndarray:
 
 def _first(order: np.ndarray, count: int, shape: tuple[int, ...]) -> np.ndarray:
     """The mask of the first pixels of an order."""
-    flat = np.zeros(order.size, bool)
-    flat[order[:count]] = True
-    return flat.reshape(shape)
+    mask = np.zeros(shape, bool)
+    mask.flat[order[:count]] = True
+    return mask
 
 
 def step_back(
