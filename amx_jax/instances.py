@@ -65,7 +65,7 @@ def windows(size: int, cell: int) -> list[Window]:
     Examples:
         >>> found = windows(224, 8)
         >>> len(found), found[0], found[-1]
-        (277, Window(top=0, left=0, side=56), Window(top=56, left=56, side=168))
+        (278, Window(top=0, left=0, side=56), Window(top=56, left=56, side=168))
     """
     found = []
     for share in SIDES:
