@@ -27,7 +27,7 @@ EVERY = 2.0  # seconds from one look at a process to the next
 
 
 @dataclass(frozen=True)
-class Options(scale.Options):
+class Options(scale.Work):
     """A run that is killed, and one that is not.
 
     Attributes:

@@ -28,33 +28,42 @@ CONFIG = Path(__file__).parents[1] / "configs" / "default.py"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a data-set-scale run costs.
+class Work:
+    """What a run does.
 
     Attributes:
         data: as of `amx run`.
         photos: how many, the first.
-        processes: how many processes at a time, for each measurement.
         save_every: seconds from one saving to the next.
         steps: as of the configuration.
         cell: likewise; 0 for the notion's own.
         trials: likewise.
         controls: likewise.
-        output: where scale.json goes; by default nowhere.
     """
 
     data: str
     photos: int = 64
-    processes: tuple[int, ...] = (1, 2, 4)
     save_every: float = 60.0
     steps: int = Config.steps
     cell: int = Config.cell
     trials: int = Config.trials
     controls: int = Config.controls
+
+
+@dataclass(frozen=True)
+class Options(Work):
+    """What a data-set-scale run costs.
+
+    Attributes:
+        processes: how many processes at a time, for each measurement.
+        output: where scale.json goes; by default nowhere.
+    """
+
+    processes: tuple[int, ...] = (1, 2, 4)
     output: Path | None = None
 
 
-def start(options: Options, output: Path, index: int, count: int) -> subprocess.Popen:
+def start(options: Work, output: Path, index: int, count: int) -> subprocess.Popen:
     """One process of a run."""
     command = [sys.executable, "-m", "amx_jax", "run", str(CONFIG), "--data", options.data]
     command += ["--first", str(options.photos), "--save-every", str(options.save_every)]
