@@ -4,7 +4,6 @@ What needs JAX is imported where it is used, so that ``--help`` need not wait fo
 """
 
 import io
-import logging
 import os
 import re
 import sys
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from PIL import Image
-from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -44,6 +42,7 @@ from amx_jax.data.results import (
 )
 from amx_jax.errors import AmxError, ConfigError, ImageError, OutputError, one_line
 from amx_jax.experiment import load_experiment
+from amx_jax.options import Model, OtherPhotos, other_photos
 from amx_jax.plot_command import methods_plot, plots
 from amx_jax.report.pictures import decoded, explanation_pictures
 from amx_jax.report.terminal import (
@@ -61,7 +60,6 @@ from amx_jax.report_command import Report, report_of
 from amx_jax.run_command import Inspect, Run
 
 if TYPE_CHECKING:
-    from amx_jax.classifiers.classifier import Classifier
     from amx_jax.evaluate.summary import MethodSummary
     from amx_jax.explainer import Explainer
     from amx_jax.explanation import Explanation
@@ -92,40 +90,20 @@ exit status:
 """
 
 
-OtherPhotos = Annotated[
-    tuple[str, ...],
-    arg(metavar="PHOTO|FOLDER ...", help_behavior_hint="(default: the bundled photos)"),
-]
-
-
 @dataclass(frozen=True)
-class Source:
+class Source(Model):
     """What to classify, and by what.
 
     Attributes:
         photos: image files, and folders that are searched for them.
-        classifier: its name; `amx classifiers` lists them.
-        weights: a file of PyTorch, safetensors or NumPy, a folder with config.json and weights, or
-            hf:OWNER/NAME.
-        labels: names of the classes, a file with a line each or JSON.
         json: print JSON for machines and nothing else on stdout.
-        cache: keep compiled programs in the user's cache folder, so that the next run need not compile.
     """
 
     photos: Annotated[
         Positional[tuple[str, ...]],
         arg(metavar="[PHOTO|FOLDER ...]", help_behavior_hint="(default: the bundled photos)"),
     ] = ()
-    classifier: Annotated[str, arg(metavar="NAME")] = "efficientnet_lite0"
-    weights: Annotated[
-        DisallowNone[str | None], arg(metavar="FILE", help_behavior_hint="(default: as installed)")
-    ] = None
-    labels: Annotated[
-        DisallowNone[str | None],
-        arg(metavar="FILE", help_behavior_hint="(default: those of the weights)"),
-    ] = None
     json: FlagCreatePairsOff[bool] = False
-    cache: bool = True
 
     def find(self) -> tuple[list[Path], int]:
         """The photos, and how many were asked for; complains of the paths that give none."""
@@ -133,17 +111,6 @@ class Source:
         for failure in failures:
             complain(failure.reason)
         return photos, len(photos) + len(failures)
-
-    def load(self, at_a_time: int = 1) -> "Classifier":
-        """The classifier, and JAX made ready to work on so many photos at a time."""
-        from amx_jax.classifiers.registry import load_classifier
-        from amx_jax.lift import keep_compiled, share_cores
-
-        share_cores(at_a_time)
-        if self.cache:
-            keep_compiled(user_cache_path("amx_jax"))
-        logging.getLogger("jax").setLevel(logging.ERROR)
-        return load_classifier(self.classifier, self.weights, self.labels)
 
 
 @dataclass(frozen=True)
@@ -232,7 +199,7 @@ class Explain(Source):
     def several(self) -> tuple[int, int] | None:
         """How many instances, 0 for all, and classes are to be explained; None for one of one."""
         instances = "0" if self.instances == "all" else self.instances
-        if not re.fullmatch(r"[0-9]+", instances) or self.instances == "0":
+        if self.instances != "all" and not re.fullmatch(r"[1-9][0-9]*", instances):
             raise ConfigError(f"instances: found {self.instances}, expected a number from 1 or all")
         if not (classes := re.fullmatch(r"top([1-5])", self.classes)):
             raise ConfigError(f"classes: found {self.classes}, expected top1 to top5")
@@ -370,20 +337,6 @@ class Evaluate(Source):
         return summaries
 
 
-def other_photos(
-    config: Config, paths: Sequence[str], classifier: "Classifier"
-) -> tuple[Image.Image, ...]:
-    """The photos that backgrounds and controls show; the bundled ones where none are given."""
-    from amx_jax.masks.backgrounds import SHOW_PHOTOS
-
-    if not config.controls and not set(config.kinds) & set(SHOW_PHOTOS):
-        return ()
-    found, failures = find_photos(paths or bundled_photos())
-    if failures:
-        raise ImageError(failures[0].reason)
-    return tuple(read_photo(path, at_least=classifier.preprocess.resize) for path in found)
-
-
 @dataclass(frozen=True)
 class Classify(Source):
     """Print the most probable classes of photos.
@@ -517,7 +470,6 @@ class Photos:
 
         path, stem = self.photos[index], self.stems[index]
         seen = asdict(self.explainer.classifier.preprocess)  # from the photo to its input.png
-        before = len(self.records)
         for number, (explanation, window) in enumerate(found, 1):
             if isinstance(explanation, Unexplained):
                 self._fail(f"{one_line(path)}: {explanation.reason}")
@@ -529,8 +481,8 @@ class Photos:
             background = self.options.config.background
             pictures = explanation_pictures(explanation.pixels, explanation.mask, background)
             if self.options.curve:
-                record["curve"], plots = self._curve(explanation)
-                pictures |= plots
+                record["curve"], drawn = self._curve(explanation)
+                pictures |= drawn
             try:
                 write_explanation(
                     Path(self.options.output) / place.parent, place.name, pictures, record
@@ -540,7 +492,7 @@ class Photos:
                 return
             self.names.append(place.as_posix())
             self.records.append(record)
-        self.explained += len(self.records) > before
+        self.explained += 1
 
     def _curve(self, explanation: "Explanation") -> tuple[dict[str, list[float]], dict[str, Any]]:
         """The sufficiency-area curve, its plot and its nested masks."""

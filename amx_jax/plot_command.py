@@ -1,13 +1,11 @@
 """``amx plot``: pictures for papers, made of what ``amx explain`` and ``amx evaluate`` wrote."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
-from platformdirs import user_cache_path
 from rich.console import Console
 from tyro.conf import DisallowNone, Positional, arg, subcommand
 
@@ -17,6 +15,7 @@ from amx_jax.data.explained import Explained, own_photo, read_pictures, read_rec
 from amx_jax.data.photos import read_photo
 from amx_jax.data.results import EVALUATION, check_output, read_evaluation, write_whole
 from amx_jax.errors import ConfigError, ImageError, OutputError, one_line
+from amx_jax.options import Model, OtherPhotos, other_photos
 from amx_jax.report.panels import DPI, Shown, Step, room, shown
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ class Curves:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolution:
+class Evolution(Model):
     """Explain a photo and draw its mask after every few steps.
 
     Attributes:
@@ -216,14 +215,10 @@ class Evolution:
         columns: masks in the row.
         size: as of amx plot grid; of a GIF at most 640 pixels.
         dpi: as of amx plot grid.
-        classifier: its name; `amx classifiers` lists them.
-        weights: as of amx explain.
-        labels: as of amx explain.
         target: class to explain, by name or index.
         rather_than: ask why the target rather than this class, by name or index.
         others: as of amx explain.
         preset: the configuration that the options below change.
-        cache: keep compiled programs in the user's cache folder.
         config: see above.
     """
 
@@ -233,14 +228,6 @@ class Evolution:
     columns: int = 6
     size: Size = "own"
     dpi: int = DPI
-    classifier: Annotated[str, arg(metavar="NAME")] = "efficientnet_lite0"
-    weights: Annotated[
-        DisallowNone[str | None], arg(metavar="FILE", help_behavior_hint="(default: as installed)")
-    ] = None
-    labels: Annotated[
-        DisallowNone[str | None],
-        arg(metavar="FILE", help_behavior_hint="(default: those of the weights)"),
-    ] = None
     target: Annotated[
         DisallowNone[str | None],
         arg(metavar="CLASS", help_behavior_hint="(default: the photo's top class)"),
@@ -249,12 +236,8 @@ class Evolution:
         DisallowNone[str | None],
         arg(metavar="CLASS", help_behavior_hint="(default: than all others)"),
     ] = None
-    others: Annotated[
-        tuple[str, ...],
-        arg(metavar="PHOTO|FOLDER ...", help_behavior_hint="(default: the bundled photos)"),
-    ] = ()
+    others: OtherPhotos = ()
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
-    cache: bool = True
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
@@ -293,17 +276,10 @@ class Evolution:
 
     def _explained(self, paper: "Paper") -> Any:
         """The masks of the photo's run, its explanation, and the classifier."""
-        from amx_jax.classifiers.registry import load_classifier
-        from amx_jax.cli import other_photos
         from amx_jax.evolution import evolution
         from amx_jax.explainer import Explainer
-        from amx_jax.lift import keep_compiled, share_cores
 
-        share_cores(1)
-        if self.cache:
-            keep_compiled(user_cache_path("amx_jax"))
-        logging.getLogger("jax").setLevel(logging.ERROR)
-        classifier = load_classifier(self.classifier, self.weights, self.labels)
+        classifier = self.load()
         others = other_photos(self.config, self.others, classifier)
         explainer = Explainer(classifier, self.config, others=others)
         paper.make_folder()

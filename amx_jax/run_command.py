@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tyro.conf import DisallowNone, FlagCreatePairsOff, Positional, arg
@@ -18,6 +17,7 @@ from amx_jax.console import INTERRUPTED, TERMINATED, complain, outcome, show_jso
 from amx_jax.data.results import write_whole
 from amx_jax.errors import ConfigError, OutputError, one_line
 from amx_jax.experiment import Experiment
+from amx_jax.options import load, other_photos
 from amx_jax.report.terminal import run_lines
 
 if TYPE_CHECKING:
@@ -79,8 +79,6 @@ class Run:
         from amx_jax.runner import Runner, Stopped
 
         classifier = self._classifier()
-        from amx_jax.cli import other_photos
-
         others = other_photos(experiment.config, experiment.others, classifier)
         with signals() as asked, self._progress() as show:
             runner = Runner(experiment, source, classifier, others, share, show, lambda: bool(asked))
@@ -130,15 +128,11 @@ class Run:
     def _classifier(self) -> Any:
         import logging
 
-        from amx_jax.classifiers.registry import load_classifier
-        from amx_jax.lift import keep_compiled
-
-        if self.cache:
-            keep_compiled(user_cache_path("amx_jax"))
+        experiment = self.experiment
+        found = load(experiment.classifier, experiment.weights, experiment.labels, self.cache)
         for name in ("jax", "absl", "orbax"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        experiment = self.experiment
-        return load_classifier(experiment.classifier, experiment.weights, experiment.labels)
+        return found
 
     def _show(self, summary: dict[str, Any]) -> None:
         if self.json:

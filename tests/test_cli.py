@@ -1,8 +1,6 @@
 """The command: what it writes, what it says, and how it ends, for good input and for bad."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import pickle
@@ -11,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +24,7 @@ from amx_jax.data.photos import bundled_photos
 from amx_jax.data.results import read_evaluation, read_explanations
 from amx_jax.evaluate.peers import METHODS
 from amx_jax.explanation import Unexplained
+from tests.command import amx
 
 BRIEF = ["--steps=2", "--trials=1", "--batch-size=2", "--candidates=8"]
 BRIEF += ["--generator=grid", "--grid=8", "--cell=8"]
@@ -61,28 +59,6 @@ CONTRACT = {
     "folder": None,
 }
 PICTURES = ("input", "mask", "overlay", "explanation")
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    def complaints(self) -> list[str]:
-        """The lines on stderr: each is for the user, none is a traceback."""
-        lines = self.err.splitlines()
-        assert all(line.startswith("amx: ") and line.isprintable() for line in lines), self.err
-        return lines
-
-
-def amx(*arguments) -> Outcome:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code
-    return Outcome(status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,7 +1,5 @@
 """``amx plot``: what it draws of what was explained, what it says, and what it refuses."""
 
-import contextlib
-import io
 import json
 import shutil
 from pathlib import Path
@@ -10,23 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amx_jax.cli import main, parse
+from amx_jax.cli import parse
 from amx_jax.config import preset
 from amx_jax.data.explained import own_photo, read_pictures, read_records
 from amx_jax.data.results import read_explanations
+from tests.command import amx
 
 BRIEF = ["--steps=6", "--trials=1", "--batch-size=2", "--candidates=8", "--controls=0"]
 BRIEF += ["--generator=grid", "--grid=8", "--cell=8"]
-
-
-def amx(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +224,17 @@ def test_a_record_cannot_name_a_folder_elsewhere(folder, name):
     index.write_text(json.dumps(records))
     status, _, err = amx("plot", "grid", "amx", "--output", "x.png")
     assert status == 2 and "expected a plain name" in err
+
+
+def test_an_instance_is_drawn_from_its_folder_within_its_photos(folder):
+    index = Path("amx/explanations.json")
+    records = json.loads(index.read_text())
+    shutil.copytree("amx/wide", "second")
+    Path("second").rename("amx/wide/2")
+    records.append({**records[0], "folder": "wide/2"})
+    index.write_text(json.dumps(records))
+    status, _, err = amx("plot", "grid", "amx", "--output", "x.png")
+    assert (status, err) == (0, "") and Path("x.png").exists()
 
 
 @pytest.mark.parametrize("spoil", ["target", "area", "background", "notion"])

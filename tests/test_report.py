@@ -1,9 +1,7 @@
 """A report holds what was found, of every photo, and nothing that a name can turn into code."""
 
 import base64
-import contextlib
 import dataclasses
-import io
 import json
 import re
 import shutil
@@ -16,7 +14,6 @@ import pytest
 from PIL import Image
 
 from amx_jax import Config
-from amx_jax.cli import main
 from amx_jax.data import shards
 from amx_jax.data.photos import find_photos
 from amx_jax.data.report_files import ReportFiles
@@ -26,20 +23,11 @@ from amx_jax.errors import OutputError
 from amx_jax.evaluate.curves import AREAS, levels, nested_masks
 from amx_jax.report.page import card, page
 from amx_jax.report.pictures import decoded, encoded, overlay
+from tests.command import amx
 
 BRIEF = ["--steps=2", "--trials=1", "--batch-size=2", "--candidates=8"]
 BRIEF += ["--generator=grid", "--grid=8", "--cell=8", "--quiet"]
 HOSTILE = "</script><script>alert(1)</script>.png"
-
-
-def amx(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """``amx run`` and ``amx inspect``: files of experiments, what is refused, and what is said."""
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -13,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amx_jax.cli import main, parse
+from amx_jax.cli import parse
 from amx_jax.data import shards
 from amx_jax.errors import ConfigError
 from amx_jax.experiment import Experiment, load_experiment
+from tests.command import amx
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.py"))
 EXPERIMENT = """
@@ -29,16 +28,6 @@ experiment = Experiment(
                   controls=0),
 )
 """
-
-
-def amx(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from amx_jax.data.photos import read_photo
-from amx_jax.data.results import EXPLANATION, EXPLANATIONS, read_explanations, read_json
+from amx_jax.data.results import EXPLANATION, EXPLANATIONS, is_below, read_explanations, read_json
 from amx_jax.errors import ConfigError, ImageError, OutputError, one_line
 
 if TYPE_CHECKING:
@@ -135,10 +135,10 @@ def _places(image: str, folder: Path) -> Iterator[Path]:
 def _name(folder: Path, record: dict[str, Any]) -> str:
     """Of the folder of a record's pictures; benchmarks write none and name it as the photo."""
     name = record.get("folder", Path(str(record.get("image"))).stem)
-    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+    if not is_below(name):
         raise OutputError(
             f"{one_line(folder)}: found a record whose folder is {name!r}, expected a plain "
-            f"name; {AGAIN}"
+            f"name or a path below this one; {AGAIN}"
         )
     return name
 

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -298,6 +298,23 @@ def read_evaluation(folder: str | Path) -> tuple[list[dict[str, Any]], list[dict
 
 def _are_records(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(record, dict) for record in value)
+
+
+def is_below(name: Any) -> bool:
+    """Whether the ``folder`` of a record lies within the output: the file may come from anyone.
+
+    Examples:
+        >>> [is_below(name) for name in ("dogs", "dogs/2", "../dogs", "/dogs", "", 3)]
+        [True, True, False, False, False, False]
+    """
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and ".." not in path.parts
+        and not (path.is_absolute() or Path(name).is_absolute())
+    )
 
 
 def _check_names(*names: str) -> None:

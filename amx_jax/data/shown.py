@@ -6,7 +6,7 @@ A photo or a mask that cannot be read is that photo's failure, not the report's.
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 
 from amx_jax.data import shards
 from amx_jax.data.photos import DAMAGE
-from amx_jax.data.results import EXPLANATIONS, read_explanations
+from amx_jax.data.results import EXPLANATIONS, is_below, read_explanations
 from amx_jax.data.run_folder import MANIFEST
 from amx_jax.data.sources import Source, ahead
 from amx_jax.errors import ImageError, OutputError, one_line
@@ -85,7 +85,7 @@ def of_explained(
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in read_explanations(folder) if records is None else records:
         odd = [name for name, kind in NEEDED.items() if not isinstance(record.get(name), kind)]
-        if odd or not _is_below(record["folder"]):
+        if odd or not is_below(record["folder"]):
             raise OutputError(
                 f"{one_line(folder / EXPLANATIONS)}: found a record without its "
                 f"{odd[0] if odd else 'folder below this one'}, expected what this version writes; run "
@@ -100,14 +100,6 @@ def of_explained(
             yield Shown(name, failure=str(error))
         else:
             yield Shown(name, pixels, masks)
-
-
-def _is_below(name: str) -> bool:
-    """Whether a record's folder lies within the output: the file may come from anyone."""
-    if not name or "\0" in name:
-        return False
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and not Path(name).is_absolute()
 
 
 def _masked(folder: Path, record: Mapping[str, Any], pixels: np.ndarray) -> Masked:
