@@ -90,7 +90,7 @@ class Explainer:
 
     Examples:
         >>> from amx_jax import Config, Explainer, load_classifier
-        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, batch_size=1))
+        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, cell=28, batch_size=1))
         >>> gray = np.full((224, 224, 3), 127, np.uint8)
         >>> [explanation] = explainer([gray])
         >>> explanation.mask.shape, explanation.mask.dtype
@@ -534,7 +534,7 @@ class Stream:
 
     Examples:
         >>> from amx_jax import Config, load_classifier
-        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, batch_size=1))
+        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, cell=28, batch_size=1))
         >>> [(number, explanation)] = Stream(explainer, [np.full((224, 224, 3), 127, np.uint8)])
         >>> number, explanation.steps
         (0, 3)

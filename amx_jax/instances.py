@@ -187,7 +187,7 @@ def explain_instances(
 
     Examples:
         >>> from amx_jax import Config, load_classifier
-        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, batch_size=1))
+        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, cell=28, batch_size=1))
         >>> gray = np.full((224, 224, 3), 127, np.uint8)
         >>> [[first, *_]] = explain_instances(explainer, [gray], most=1)
         >>> first.window.side, first.explanation.certificate.sufficient

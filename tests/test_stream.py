@@ -9,7 +9,7 @@ from amx_jax import Config, Explainer
 from amx_jax.explainer import Stream
 
 CONFIG = Config(
-    generator="grid", grid=8, stages=(), steps=16, cell=4, trials=3, batch_size=3, controls=0
+    generator="grid", grid=8, stages=(), steps=16, cell=8, trials=2, batch_size=3, controls=0
 )
 
 

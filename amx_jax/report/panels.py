@@ -118,7 +118,7 @@ def explanation_grid(explained: Sequence[Shown], columns: int = 1, dpi: float = 
 
     Examples:
         >>> from amx_jax import Config, Explainer, load_classifier
-        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, batch_size=1))
+        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, cell=28, batch_size=1))
         >>> [e] = explainer([np.full((224, 224, 3), 127, np.uint8)])
         >>> figure = explanation_grid([shown(e.record("gray"), e.pixels, e.mask)])
         >>> [axes.get_title() for axes in figure.axes]
