@@ -59,7 +59,7 @@ def evolution(
 
     Examples:
         >>> from amx_jax import Config, load_classifier
-        >>> explainer = Explainer(load_classifier(), Config(steps=6, trials=2, batch_size=1))
+        >>> explainer = Explainer(load_classifier(), Config(steps=6, trials=2, cell=28, batch_size=1))
         >>> frames, explanation = evolution(explainer, np.full((224, 224, 3), 127, np.uint8))
         >>> [frame.name for frame in frames]
         ['step 0', 'step 4', 'step 6', 'pruned']

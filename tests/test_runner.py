@@ -250,7 +250,7 @@ def test_nothing_under_way_is_in_memory_twice(tiny, data, tmp_path):
 def start(data, output, cache, *share):
     return subprocess.Popen(
         [sys.executable, str(TINY_RUN), str(data), str(output), *map(str, share)],
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"},
+        env={"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         text=True,
     )

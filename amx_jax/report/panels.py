@@ -117,10 +117,10 @@ def explanation_grid(explained: Sequence[Shown], columns: int = 1, dpi: float = 
         ValueError: nothing to draw, or fewer than one column.
 
     Examples:
-        >>> from amx_jax import Config, Explainer, load_classifier
-        >>> explainer = Explainer(load_classifier(), Config(steps=3, trials=2, cell=28, batch_size=1))
-        >>> [e] = explainer([np.full((224, 224, 3), 127, np.uint8)])
-        >>> figure = explanation_grid([shown(e.record("gray"), e.pixels, e.mask)])
+        >>> pixels, mask = np.zeros((2, 2, 3), np.uint8), np.eye(2, dtype=bool)
+        >>> record = {"target": {"name": "cat"}, "area": 0.5, "notion": {"holds": True}}
+        >>> record["probability"] = {"image": 0.9, "explanation": 0.8}
+        >>> figure = explanation_grid([shown(record, pixels, mask)])
         >>> [axes.get_title() for axes in figure.axes]
         ['photo', 'overlay', 'kept pixels']
     """
