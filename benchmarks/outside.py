@@ -37,7 +37,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,9 +193,8 @@ def grad_cam(model: torch.nn.Module, pixels: np.ndarray, target: int, seed: int)
     return enlarged[0, 0].detach().numpy(), None
 
 
-def rex(model: torch.nn.Module, pixels: np.ndarray, target: int, seed: int) -> Found:
-    """ReX's responsibility map, and its sufficient mask, with the package's own settings."""
-    from rex_xai.explanation.explanation import Explanation
+def _responsibility(model: torch.nn.Module, pixels: np.ndarray, target: int, seed: int) -> tuple | None:
+    """What ReX explains from, with the package's own settings; None where it finds nothing."""
     from rex_xai.explanation.rex import calculate_responsibility
     from rex_xai.input.config import CausalArgs
     from rex_xai.input.input_data import Data
@@ -215,11 +214,44 @@ def rex(model: torch.nn.Module, pixels: np.ndarray, target: int, seed: int) -> F
     predict = default_prediction_function(model)
     maps, statistics = calculate_responsibility(data, settings, predict)
     if maps.get(target) is None:  # no combination of its boxes kept the class
+        return None
+    return maps, predict, data, settings, statistics
+
+
+def _of_pixels(mask: torch.Tensor, pixels: np.ndarray) -> np.ndarray:
+    """A mask of all channels, which ReX keeps alike."""
+    return mask.numpy().reshape(as_input(pixels).shape)[0, 0].astype(bool)
+
+
+def rex(model: torch.nn.Module, pixels: np.ndarray, target: int, seed: int) -> Found:
+    """ReX's responsibility map, and its sufficient mask."""
+    from rex_xai.explanation.explanation import Explanation
+
+    found = _responsibility(model, pixels, target, seed)
+    if found is None:
         return np.zeros(pixels.shape[:2], np.float32), None
-    ranking = maps.get(target).copy()
-    explanation = Explanation(maps, predict, data, settings, statistics)
+    ranking = found[0].get(target).copy()
+    explanation = Explanation(*found)
     explanation.extract()
-    return ranking, explanation.sufficiency_mask.numpy().reshape(image.shape)[0, 0]
+    return ranking, _of_pixels(explanation.sufficiency_mask, pixels)
+
+
+def rex_multi(
+    model: torch.nn.Module, pixels: np.ndarray, target: int, seed: int
+) -> Sequence[np.ndarray]:
+    """The most of ReX's explanations of one photo, from its ten spotlights, of which no two overlap."""
+    from rex_xai.explanation.multi_explanation import MultiExplanation
+
+    with _quiet():
+        found = _responsibility(model, pixels, target, seed)
+        if found is None:
+            return []
+        explanation = MultiExplanation(*found)
+        np.random.seed(seed)  # noqa: NPY002 - where its spotlights begin
+        explanation.extract()
+        apart = explanation.separate_by(0.0)
+    masks = [_of_pixels(explanation.explanations[i], pixels) for i in apart[0]] if apart else []
+    return [mask for mask in masks if mask.any()]
 
 
 def extremal_perturbation(model: torch.nn.Module, pixels: np.ndarray, target: int, seed: int) -> Found:

@@ -60,8 +60,8 @@ class Annotation:
     places: tuple[Place, ...]
     mask: Path | None = None
 
-    def region(self, target: int, preprocess: "Preprocess") -> np.ndarray | None:
-        """Where in the classifier's input the objects of a class are: the union of them.
+    def regions(self, target: int, preprocess: "Preprocess") -> list[np.ndarray]:
+        """Where in the classifier's input each object of a class is.
 
         A pixel belongs to a box, or takes the number of the mask, by where its centre lies in the
         photo: at left + (j + ½)·side / size, with the centre square of ``Preprocess.crop``.
@@ -71,11 +71,53 @@ class Annotation:
             preprocess: size of the input, and how it is cropped.
 
         Returns:
+            For each object of which the crop shows a pixel, bool ``(size, size)``, True there. Boxes
+            may overlap.
+
+        Raises:
+            AnnotationError: the mask is damaged.
+
+        Examples:
+            >>> from amx_jax.classifiers.classifier import Preprocess
+            >>> cats = [Place(box, frozenset({281})) for box in ((0, 0, 50, 100), (50, 0, 100, 50))]
+            >>> preprocess = Preprocess(size=2, resize=2, mean=0.0, scale=1.0)
+            >>> for region in Annotation((100, 100), tuple(cats)).regions(281, preprocess):
+            ...     print(region.astype(int).tolist())
+            [[1, 0], [1, 0]]
+            [[0, 1], [0, 0]]
+        """
+        left, top, side = preprocess.square(self.size)
+        centres = (np.arange(preprocess.size) + 0.5) * side / preprocess.size
+        x, y = left + centres, top + centres
+        found = []
+        numbers = None
+        for where, classes in self.places:
+            if classes is not None and target not in classes:
+                continue
+            if isinstance(where, int):
+                if self.mask is None:
+                    continue
+                if numbers is None:
+                    numbers = _instances(self.mask)[np.ix_(y.astype(int), x.astype(int))]
+                found.append(numbers == where)
+                continue
+            left, top, right, bottom = where
+            found.append(((top <= y) & (y < bottom))[:, None] & ((left <= x) & (x < right)))
+        return [region for region in found if region.any()]
+
+    def region(self, target: int, preprocess: "Preprocess") -> np.ndarray | None:
+        """Where the objects of a class are: the union of :meth:`regions`.
+
+        Args:
+            target: as of :meth:`regions`.
+            preprocess: likewise.
+
+        Returns:
             bool ``(size, size)``, True somewhere; None where no object of the class is annotated or the
             crop shows no pixel of one.
 
         Raises:
-            AnnotationError: the mask is damaged.
+            AnnotationError: as of :meth:`regions`.
 
         Examples:
             >>> from amx_jax.classifiers.classifier import Preprocess
@@ -85,23 +127,8 @@ class Annotation:
             array([[ True, False],
                    [ True, False]])
         """
-        left, top, side = preprocess.square(self.size)
-        centres = (np.arange(preprocess.size) + 0.5) * side / preprocess.size
-        x, y = left + centres, top + centres
-        region = np.zeros((preprocess.size, preprocess.size), bool)
-        numbers = []
-        for where, classes in self.places:
-            if classes is not None and target not in classes:
-                continue
-            if isinstance(where, int):
-                numbers.append(where)
-                continue
-            left, top, right, bottom = where
-            region |= ((top <= y) & (y < bottom))[:, None] & ((left <= x) & (x < right))
-        if numbers and self.mask is not None:
-            instances = _instances(self.mask)[np.ix_(y.astype(int), x.astype(int))]
-            region |= np.isin(instances, numbers)
-        return region if region.any() else None
+        found = self.regions(target, preprocess)
+        return np.logical_or.reduce(found) if found else None
 
 
 def photo_folder(folder: str | Path) -> Path:
