@@ -120,6 +120,7 @@ def explanation_grid(explained: Sequence[Shown], columns: int = 1, dpi: float = 
         >>> pixels, mask = np.zeros((2, 2, 3), np.uint8), np.eye(2, dtype=bool)
         >>> record = {"target": {"name": "cat"}, "area": 0.5, "notion": {"holds": True}}
         >>> record["probability"] = {"image": 0.9, "explanation": 0.8}
+        >>> record["background"] = {"rgb": [127, 127, 127]}
         >>> figure = explanation_grid([shown(record, pixels, mask)])
         >>> [axes.get_title() for axes in figure.axes]
         ['photo', 'overlay', 'kept pixels']
