@@ -14,14 +14,14 @@ annotated objects that the classifier's crop shows, and asks each method for mas
 | ``rex`` | rex-xai's ten spotlights, of which the most that do not overlap (see benchmarks.outside) |
 
 One judge says of every mask whether it keeps the class by itself, on gray. ``DIR/<photo>/<method>.npz``
-holds what a method found; a second run makes only what is missing. The table compares the photos that
-all methods have.
+holds what a method found; a second run makes only what is missing.
 """
 
 import functools
+import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,11 +34,12 @@ import tyro
 from scipy import ndimage, optimize
 
 from amx_jax import Classifier, Config, Explainer, Explanation, load_classifier
-from amx_jax.data.annotated import find_annotations, photo_folder
+from amx_jax.data.annotated import find_annotations
 from amx_jax.data.photos import read_photo, unique_stems
-from amx_jax.data.results import check_output, write_json
+from amx_jax.data.results import check_output, write_json, write_whole
 from amx_jax.evaluate.metrics import bootstrap_interval
 from amx_jax.evaluate.peers import METHODS
+from amx_jax.explanation import Unexplained
 from amx_jax.instances import explain_instances
 from amx_jax.lift import share_cores
 from amx_jax.objective.decision import MARGIN, Decision
@@ -108,17 +109,18 @@ def search(explainer: Explainer, case: Case, regions: Sequence[np.ndarray]) -> l
     """The masks that keep the class, of those that each keep pixels of one region only."""
     count = len(regions)
     found = explainer([case.pixels] * count, [case.target] * count, within=list(regions))
+    return holding(found)
+
+
+def holding(found: Iterable[Explanation | Unexplained]) -> list[np.ndarray]:
+    """The masks whose certificate says that they hold."""
     return [one.mask for one in found if isinstance(one, Explanation) and one.certificate.holds]
 
 
 def by_windows(explainer: Explainer, case: Case) -> list[np.ndarray]:
     """The library's own."""
     [found] = explain_instances(explainer, [case.pixels], [case.target])
-    return [
-        one.explanation.mask
-        for one in found
-        if isinstance(one.explanation, Explanation) and one.explanation.certificate.holds
-    ]
+    return holding(one.explanation for one in found)
 
 
 def by_exclusion(explainer: Explainer, case: Case) -> list[np.ndarray]:
@@ -195,12 +197,19 @@ def by_components(explainer: Explainer, case: Case) -> list[np.ndarray]:
 def by_spotlights(explainer: Explainer, case: Case) -> list[np.ndarray]:
     """ReX's several explanations, in PyTorch."""
     from benchmarks import outside
-    from benchmarks.recheck import load_model
 
     if (reason := outside.TOOLS["rex"].missing()) is not None:
         raise SystemExit(reason)
-    model = load_model(explainer.classifier.name).requires_grad_(False)
+    model = _in_pytorch(explainer.classifier.name)
     return list(outside.rex_multi(model, case.pixels, case.target, 0))
+
+
+@functools.cache
+def _in_pytorch(name: str) -> Any:
+    """The classifier, read once for all photos."""
+    from benchmarks.recheck import load_model
+
+    return load_model(name).requires_grad_(False)
 
 
 BY: dict[str, Method] = {
@@ -242,7 +251,7 @@ def cases(explainer: Explainer, folder: Path, count: int) -> Iterator[Case]:
     for photo, stem in zip(photos, unique_stems(photos), strict=True):
         if found == count:
             return
-        pixels = preprocess.crop(read_photo(photo_folder(folder) / photo.name))
+        pixels = preprocess.crop(read_photo(photo))
         target = int(explainer.decision(pixels).target)
         objects = places[photo].regions(target, preprocess)
         if len(objects) >= 2:
@@ -260,10 +269,10 @@ def masks_of(name: str, explainer: Explainer, case: Case, output: Path) -> tuple
     masks = BY[name](explainer, case)
     seconds = time.perf_counter() - start
     stacked = np.array(list(masks), bool).reshape(-1, *case.pixels.shape[:2])
+    content = io.BytesIO()
+    np.savez_compressed(content, masks=stacked, seconds=seconds)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, masks=stacked, seconds=seconds)
-    temporary.replace(path)
+    write_whole(path, content.getvalue())
     return stacked, seconds
 
 

@@ -247,7 +247,7 @@ def rex_multi(
         if found is None:
             return []
         explanation = MultiExplanation(*found)
-        np.random.seed(seed)  # noqa: NPY002 - where its spotlights begin
+        np.random.seed(seed)  # noqa: NPY002 - rex-xai draws from this one
         explanation.extract()
         apart = explanation.separate_by(0.0)
     masks = [_of_pixels(explanation.explanations[i], pixels) for i in apart[0]] if apart else []
