@@ -33,9 +33,7 @@ Left out: grad-cam imports torchvision, and its Grad-CAM is captum's; Xplique ne
 import contextlib
 import importlib
 import io
-import os
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +47,7 @@ from PIL import Image
 
 from amx_jax import load_classifier
 from amx_jax.data.photos import read_photo, unique_stems
-from amx_jax.data.results import check_output
+from amx_jax.data.results import check_output, write_whole
 from benchmarks.programs import first_photos
 from benchmarks.recheck import load_model, logits
 
@@ -301,14 +299,10 @@ def write(path: Path, outcome: Outcome, pixels: np.ndarray, target: int, seed: i
     }
     if outcome.mask is not None:
         arrays["mask"] = outcome.mask
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, content.getvalue())
 
 
 def is_done(path: Path, pixels: np.ndarray, target: int, seed: int) -> bool:
