@@ -14,13 +14,15 @@ annotated objects that the classifier's crop shows, and asks each method for mas
 | ``rex`` | rex-xai's ten spotlights, of which the most that do not overlap (see benchmarks.outside) |
 
 One judge says of every mask whether it keeps the class by itself, on gray. ``DIR/<photo>/<method>.npz``
-holds what a method found; a second run makes only what is missing.
+holds what a method found; a second run makes only what is missing, or was found for another photo of
+that name, another class or another number of steps.
 """
 
 import functools
 import io
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,15 +264,17 @@ def cases(explainer: Explainer, folder: Path, count: int) -> Iterator[Case]:
 def masks_of(name: str, explainer: Explainer, case: Case, output: Path) -> tuple[np.ndarray, float]:
     """What a method finds, or has found before, ``(masks, size, size)``; and its seconds."""
     path = output / case.name / f"{name}.npz"
+    asked = json.dumps([zlib.crc32(case.pixels.tobytes()), case.target, explainer.config.steps])
     if path.exists():
         with np.load(path) as file:
-            return file["masks"], float(file["seconds"])
+            if str(file["asked"]) == asked:
+                return file["masks"], float(file["seconds"])
     start = time.perf_counter()
     masks = BY[name](explainer, case)
     seconds = time.perf_counter() - start
     stacked = np.array(list(masks), bool).reshape(-1, *case.pixels.shape[:2])
     content = io.BytesIO()
-    np.savez_compressed(content, masks=stacked, seconds=seconds)
+    np.savez_compressed(content, masks=stacked, seconds=seconds, asked=asked)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content.getvalue())
     return stacked, seconds

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,8 @@ def test_what_was_found_before_is_not_searched_again(folder, tmp_path, explainer
     first = run(options, explainers(tiny, BRIEF))
     assert run(options, explainers(tiny, BRIEF)) == first
     assert calls == ["a"]
+    run(options, explainers(tiny, replace(BRIEF, steps=5)))
+    assert calls == ["a", "a"]  # that is another question
     assert "| 100% | 1.00 (1.00 to 1.00) | 2.0 |" in first
 
 
