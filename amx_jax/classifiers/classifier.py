@@ -218,10 +218,15 @@ class Classifier:
         def settle(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
+        # Each program takes it in as if it were written there, but it is traced once for all of them.
+        def traced_once(apply: Callable) -> Callable:
+            return apply if isinstance(apply, jax.stages.Wrapped) else jax.jit(apply, inline=True)
+
+        settle("apply", traced_once(self.apply))
         logits, activations = self._shapes()
         if activations is None:
             only_logits = self.apply
-            settle("apply", lambda params, image: (only_logits(params, image), {}))
+            settle("apply", traced_once(lambda params, image: (only_logits(params, image), {})))
             activations = {}
         classes = logits.shape[0]
         if classes == 1 and self.head == "softmax":
