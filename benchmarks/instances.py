@@ -7,7 +7,7 @@ annotated objects that the classifier's crop shows, and asks each method for mas
 
 | method | how its masks come apart |
 | --- | --- |
-| ``windows`` | ``explain_instances``: squares that keep the class alone, none overlapping |
+| ``windows`` | ``explain_instances``: squares that alone make the classifier sure, none overlapping |
 | ``exclude`` | the search again and again, each time without what the masks before it kept |
 | ``joint`` | masks optimised together, their overlap punished; then a search in the part of each |
 | ``gradcam`` | the connected components of Grad-CAM above half its greatest value |
@@ -120,9 +120,9 @@ def holding(found: Iterable[Explanation | Unexplained]) -> list[np.ndarray]:
 
 
 def by_windows(explainer: Explainer, case: Case) -> list[np.ndarray]:
-    """The library's own."""
+    """The library's own; none where it explains the whole photo, as no window shows an instance."""
     [found] = explain_instances(explainer, [case.pixels], [case.target])
-    return holding(one.explanation for one in found)
+    return holding(one.explanation for one in found if one.window)
 
 
 def by_exclusion(explainer: Explainer, case: Case) -> list[np.ndarray]:

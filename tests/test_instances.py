@@ -117,6 +117,27 @@ def test_where_no_window_will_do_the_whole_photo_is_explained():
     assert one.explanation.certificate.sufficient and one.explanation.mask.mean() > 0.75
 
 
+def test_only_windows_that_make_the_classifier_sure_show_instances():
+    def apply(params, image):
+        red, _, blue = spots(image)
+        return jnp.stack([jnp.array(4.0), 8 * red, 8 * blue, *[jnp.array(3.0)] * 12])
+
+    explainer = Explainer(seeing(apply, tuple("ABCDEFGHIJKLMNO")), CONFIG)
+    bright, dim = (1, 1), (6, 5)
+    pixels = photo(red=[bright, dim])
+    row, column = (SPOT * place for place in dim)
+    pixels[row : row + SPOT, column : column + SPOT, 0] = 127 + 83  # the top class, at 0.38
+
+    def places(**asked) -> list:
+        [found] = explain_instances(explainer, [pixels], ["B"], **asked)
+        return sorted(where(one.explanation.mask)[0] for one in found if one.window)
+
+    assert places() == [bright]
+    assert places(sure=0) == places(rivals=["A"]) == [bright, dim]
+    pixels[SPOT : 2 * SPOT, SPOT : 2 * SPOT] = 127
+    assert places() == [] and places(sure=0) == [dim]
+
+
 def test_masks_that_are_to_be_necessary_are_refused(explainer):
     necessary = Explainer(explainer.classifier, replace(CONFIG, goal="necessary"))
     with pytest.raises(ConfigError, match="goal: found necessary, expected sufficient"):
