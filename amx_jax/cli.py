@@ -129,6 +129,8 @@ class Explain(Source):
         instances: explain a class several times, by disjoint masks in windows that each keep it: how
             many at most, or `all`.
         classes: explain the photo's topN classes, likewise by disjoint masks.
+        sure: the least probability of a class in a window that shows an instance of it; with less there
+            are more masks, of which fewer lie in one object.
         curve: besides, on how many unseen backgrounds nested masks of 1 … 100 % of the pixels, most
             certain first, keep the class: in the record, plotted as curve.png, and in levels.png for
             each pixel the index of the first of these masks that holds it.
@@ -150,6 +152,7 @@ class Explain(Source):
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
     instances: Annotated[str, arg(metavar="N|all")] = "1"
     classes: Annotated[str, arg(metavar="topN")] = "top1"
+    sure: float = 0.5
     curve: FlagCreatePairsOff[bool] = False
     report: FlagCreatePairsOff[bool] = False
     quiet: FlagCreatePairsOff[bool] = False
@@ -196,8 +199,11 @@ class Explain(Source):
             console.out(summary(run.records, total, one_line(self.output)), highlight=False)
         return status
 
-    def several(self) -> tuple[int, int] | None:
-        """How many instances, 0 for all, and classes are to be explained; None for one of one."""
+    def several(self) -> tuple[int, int, float] | None:
+        """How many instances, 0 for all, and classes are to be explained; None for one of one.
+
+        And what probability makes sure.
+        """
         instances = "0" if self.instances == "all" else self.instances
         if self.instances != "all" and not re.fullmatch(r"[1-9][0-9]*", instances):
             raise ConfigError(f"instances: found {self.instances}, expected a number from 1 or all")
@@ -207,8 +213,10 @@ class Explain(Source):
             raise ConfigError(
                 f"classes: found {self.classes} and a target, expected one of them; leave out the other"
             )
+        if not 0 <= self.sure <= 1:
+            raise ConfigError(f"sure: found {self.sure}, expected a probability, 0 to 1")
         wanted = int(instances), int(classes[1])
-        return None if wanted == (1, 1) else wanted
+        return None if wanted == (1, 1) else (*wanted, self.sure)
 
 
 @dataclass(frozen=True)

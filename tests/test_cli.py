@@ -237,7 +237,8 @@ def test_the_table_has_a_row_for_each_photo_and_fits_80_columns(mixed):
 
 def test_instances_and_classes_have_a_folder_each_within_their_photos(small, photos):
     photo = save(photos[0], "photo.png")
-    assert amx("explain", photo, *BRIEF, "--instances", "all", "--classes", "top2").status == 0
+    asked = "--instances", "all", "--classes", "top2", "--sure", "0"
+    assert amx("explain", photo, *BRIEF, *asked).status == 0
     records = read_explanations("amx-explanations")
     assert {record["image"] for record in records} == {photo} and len(records) > 1
     folders = ["photo", *(f"photo/{number}" for number in range(2, len(records) + 1))]
@@ -262,6 +263,7 @@ def test_instances_and_classes_have_a_folder_each_within_their_photos(small, pho
     [
         (["--instances", "0"], "instances: found 0, expected a number from 1 or all"),
         (["--instances", "many"], "instances: found many, expected a number from 1 or all"),
+        (["--sure", "2"], "sure: found 2.0, expected a probability, 0 to 1"),
         (["--classes", "top9"], "classes: found top9, expected top1 to top5"),
         (["--classes", "top2", "--target", "1"], "classes: found top2 and a target"),
         (["--instances", "2", "--goal", "necessary"], "goal: found necessary, expected sufficient"),
