@@ -129,8 +129,8 @@ class Explain(Source):
         instances: explain a class several times, by disjoint masks in windows that each keep it: how
             many at most, or `all`.
         classes: explain the photo's topN classes, likewise by disjoint masks.
-        sure: the least probability of a class in a window that shows an instance of it; with less there
-            are more masks, of which fewer lie in one object.
+        sure: the least probability of a class in a window that shows an instance of it, as a share of
+            that in the photo; with less there are more masks, of which fewer lie in one object.
         curve: besides, on how many unseen backgrounds nested masks of 1 … 100 % of the pixels, most
             certain first, keep the class: in the record, plotted as curve.png, and in levels.png for
             each pixel the index of the first of these masks that holds it.
@@ -152,7 +152,7 @@ class Explain(Source):
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
     instances: Annotated[str, arg(metavar="N|all")] = "1"
     classes: Annotated[str, arg(metavar="topN")] = "top1"
-    sure: float = 0.5
+    sure: float = 0.6
     curve: FlagCreatePairsOff[bool] = False
     report: FlagCreatePairsOff[bool] = False
     quiet: FlagCreatePairsOff[bool] = False
@@ -202,7 +202,7 @@ class Explain(Source):
     def several(self) -> tuple[int, int, float] | None:
         """How many instances, 0 for all, and classes are to be explained; None for one of one.
 
-        And what probability makes sure.
+        And how sure a window must make the classifier.
         """
         instances = "0" if self.instances == "all" else self.instances
         if self.instances != "all" and not re.fullmatch(r"[1-9][0-9]*", instances):
@@ -214,7 +214,7 @@ class Explain(Source):
                 f"classes: found {self.classes} and a target, expected one of them; leave out the other"
             )
         if not 0 <= self.sure <= 1:
-            raise ConfigError(f"sure: found {self.sure}, expected a probability, 0 to 1")
+            raise ConfigError(f"sure: found {self.sure}, expected a share, 0 to 1")
         wanted = int(instances), int(classes[1])
         return None if wanted == (1, 1) else (*wanted, self.sure)
 

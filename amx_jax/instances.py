@@ -7,9 +7,9 @@ overlapping another. Each then gets the search and the certificate of a whole ph
 keep pixels of its window only.
 
 A small window can keep the class by chance, as what is left of the photo says little of any class. So
-one counts as an instance only where it makes the classifier sure (:data:`SURE`): of the masks found in
-all windows that keep the class, half lie in one object, of those in windows that make it sure, four in
-five (benchmarks/README.md).
+one counts as an instance only where the classifier is about as sure of it as of the photo
+(:data:`SURE`): of the masks found in all windows that keep the class, half lie in one object, with that
+seven in ten (benchmarks/README.md).
 """
 
 from collections import deque
@@ -26,7 +26,7 @@ from amx_jax.objective.decision import MARGIN
 from amx_jax.verify.pool import Judged
 
 SIDES = (0.25, 0.375, 0.5, 0.75)  # of the windows, as shares of the input's side
-SURE = 0.5  # least probability of an instance's class in its window: above all others' together
+SURE = 0.6  # least p(window) of an instance, as a share of p(x)
 STEPS = 4  # windows begin at every fourth part of their side
 
 
@@ -133,15 +133,15 @@ def parts(
         rival: class that each is compared with, as of :meth:`Explainer.__call__`.
         most: parts of each class, at most; 0 for all.
         classes: how many of the most probable classes, where no target is given.
-        sure: the least probability of the class in a window, 0 … 1. Where a rival is named, only which
-            of the two is the more probable counts.
+        sure: the least probability of the class in a window, as a share of that in the photo. Where a
+            rival is named, only which of the two is the more probable counts.
 
     Returns:
         Disjoint parts; the whole photo alone where no window is one of the first class.
     """
     size = explainer.classifier.preprocess.size
     squares = windows(size, explainer.cell)
-    masks = [square.mask(size) for square in squares]
+    masks = [*(square.mask(size) for square in squares), np.ones((size, size), bool)]
     asked = [target] if target is not None else explainer.top(pixels)[:classes]
     found: list[Part] = []
     for name in asked:
@@ -150,10 +150,11 @@ def parts(
         taken = [part.window for part in found if part.window]
         # Not the other way about: a larger window, in place of those that are not sure, shows more
         # than one object.
+        *each, whole = judged.probabilities
         surely = {
             square
-            for square, probability in zip(squares, judged.probabilities, strict=True)
-            if rival is not None or probability >= sure
+            for square, probability in zip(squares, each, strict=True)
+            if rival is not None or probability >= sure * whole
         }
         new = (window for window in apart(squares, judged, taken) if window in surely)
         found += [Part(decision.target, window) for window in islice(new, most or None)]
@@ -194,8 +195,8 @@ def explain_instances(
         rivals: likewise.
         most: masks of each class, at most; 0 for all there are.
         classes: how many of the most probable classes are explained where no target is given.
-        sure: the least probability of the class in a window that shows an instance, 0 … 1; at 0 there
-            are more masks, of which fewer lie in one object.
+        sure: the least probability of the class in a window that shows an instance, as a share of that
+            in the photo; at 0 there are more masks, of which fewer lie in one object.
 
     Yields:
         For each photo its explanations: those whose certificate says that the mask holds; where none

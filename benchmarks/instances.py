@@ -7,7 +7,7 @@ annotated objects that the classifier's crop shows, and asks each method for mas
 
 | method | how its masks come apart |
 | --- | --- |
-| ``windows`` | ``explain_instances``: squares that alone make the classifier sure, none overlapping |
+| ``windows`` | ``explain_instances``: squares as telling as the photo, none overlapping |
 | ``exclude`` | the search again and again, each time without what the masks before it kept |
 | ``joint`` | masks optimised together, their overlap punished; then a search in the part of each |
 | ``gradcam`` | the connected components of Grad-CAM above half its greatest value |

@@ -263,7 +263,7 @@ def test_instances_and_classes_have_a_folder_each_within_their_photos(small, pho
     [
         (["--instances", "0"], "instances: found 0, expected a number from 1 or all"),
         (["--instances", "many"], "instances: found many, expected a number from 1 or all"),
-        (["--sure", "2"], "sure: found 2.0, expected a probability, 0 to 1"),
+        (["--sure", "2"], "sure: found 2.0, expected a share, 0 to 1"),
         (["--classes", "top9"], "classes: found top9, expected top1 to top5"),
         (["--classes", "top2", "--target", "1"], "classes: found top2 and a target"),
         (["--instances", "2", "--goal", "necessary"], "goal: found necessary, expected sufficient"),

@@ -117,7 +117,7 @@ def test_where_no_window_will_do_the_whole_photo_is_explained():
     assert one.explanation.certificate.sufficient and one.explanation.mask.mean() > 0.75
 
 
-def test_only_windows_that_make_the_classifier_sure_show_instances():
+def test_only_windows_that_make_the_classifier_as_sure_as_the_photo_show_instances():
     def apply(params, image):
         red, _, blue = spots(image)
         return jnp.stack([jnp.array(4.0), 8 * red, 8 * blue, *[jnp.array(3.0)] * 12])
@@ -126,7 +126,7 @@ def test_only_windows_that_make_the_classifier_sure_show_instances():
     bright, dim = (1, 1), (6, 5)
     pixels = photo(red=[bright, dim])
     row, column = (SPOT * place for place in dim)
-    pixels[row : row + SPOT, column : column + SPOT, 0] = 127 + 83  # the top class, at 0.38
+    pixels[row : row + SPOT, column : column + SPOT, 0] = 127 + 83  # the top class: 0.38 to 0.88
 
     def places(**asked) -> list:
         [found] = explain_instances(explainer, [pixels], ["B"], **asked)
@@ -135,7 +135,7 @@ def test_only_windows_that_make_the_classifier_sure_show_instances():
     assert places() == [bright]
     assert places(sure=0) == places(rivals=["A"]) == [bright, dim]
     pixels[SPOT : 2 * SPOT, SPOT : 2 * SPOT] = 127
-    assert places() == [] and places(sure=0) == [dim]
+    assert places() == places(sure=1) == [dim]  # the photo says no more
 
 
 def test_masks_that_are_to_be_necessary_are_refused(explainer):
