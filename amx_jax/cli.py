@@ -200,10 +200,7 @@ class Explain(Source):
         return status
 
     def several(self) -> tuple[int, int, float] | None:
-        """How many instances, 0 for all, and classes are to be explained; None for one of one.
-
-        And how sure a window must make the classifier.
-        """
+        """How many instances, 0 for all, of how many classes, and how sure; None for one of one."""
         instances = "0" if self.instances == "all" else self.instances
         if self.instances != "all" and not re.fullmatch(r"[1-9][0-9]*", instances):
             raise ConfigError(f"instances: found {self.instances}, expected a number from 1 or all")

@@ -148,15 +148,12 @@ def parts(
         decision = explainer.decision(pixels, name, rival)
         judged = explainer.judge([pixels] * len(masks), decision, masks)
         taken = [part.window for part in found if part.window]
+        *shown, whole = judged.probabilities
+        probability = dict(zip(squares, shown, strict=True))
+        least = sure * whole if rival is None else 0.0
         # Not the other way about: a larger window, in place of those that are not sure, shows more
         # than one object.
-        *each, whole = judged.probabilities
-        surely = {
-            square
-            for square, probability in zip(squares, each, strict=True)
-            if rival is not None or probability >= sure * whole
-        }
-        new = (window for window in apart(squares, judged, taken) if window in surely)
+        new = (window for window in apart(squares, judged, taken) if probability[window] >= least)
         found += [Part(decision.target, window) for window in islice(new, most or None)]
         if not found:
             return [Part(decision.target, None)]
