@@ -5,9 +5,11 @@ images under way stand; whoever runs the same again goes on from there. Processe
 them by number and say nothing to each other: what is finished is read from the folder.
 """
 
+import ctypes
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,7 @@ class Runner:
             self._piece += 1
         states = self._stream.under_way()
         self._checkpoints.save({self._name(*key): arrays for key, arrays in states.items()})
+        give_back()
         self._saved = time.monotonic()
         self._log("saved", rows=len(rows), under_way=len(states), seconds=self._saved - start)
 
@@ -258,6 +261,16 @@ class Runner:
             pass
         self._log("ended", whole=True)
         return True
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system, where the C library is glibc.
+
+    Photos of many sizes are decoded beside arrays that stay, and what is freed lies in pieces that the
+    library keeps: a run would seem to grow with its images (benchmarks/scale.md).
+    """
+    with suppress(OSError, TypeError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def about_run(experiment: Experiment, explainer: Explainer) -> dict[str, Any]:

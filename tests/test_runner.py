@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import signal
 import socket
@@ -242,6 +243,34 @@ def test_nothing_under_way_is_in_memory_twice(tiny, data, tmp_path):
     one.run()
     assert not one._rows
     assert not one._coming
+
+
+FRAGMENTED = """
+import os
+from pathlib import Path
+from amx_jax.runner import give_back
+
+def resident():  # MiB
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+begun = resident()
+pieces = [bytearray(60_000) for _ in range(5_000)]
+kept = pieces[::100]
+del pieces
+before = resident()
+give_back()
+print(before - begun, resident() - begun)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_freed_memory_goes_back_though_pieces_among_it_stay():
+    code = [sys.executable, "-c", FRAGMENTED]
+    shown = subprocess.run(code, capture_output=True, text=True, check=True).stdout
+    before, after = map(float, shown.split())
+    assert before > 200  # of 286 MiB: else nothing was shown
+    assert after < before / 4
 
 
 # --- processes of their own -----------------------------------------------------------------------
