@@ -31,7 +31,7 @@ from tyro.conf import (
     subcommand,
 )
 
-from amx_jax.config import PRESETS, Config, preset
+from amx_jax.config import PRESETS, SURE, Config, preset
 from amx_jax.console import DONE, INTERRUPTED, NOTHING, PARTLY, complain, outcome, show_json
 from amx_jax.data.photos import bundled_photos, find_photos, read_photo, unique_stems
 from amx_jax.data.results import (
@@ -152,7 +152,7 @@ class Explain(Source):
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = "default"
     instances: Annotated[str, arg(metavar="N|all")] = "1"
     classes: Annotated[str, arg(metavar="topN")] = "top1"
-    sure: float = 0.6
+    sure: Annotated[DisallowNone[float | None], arg(help_behavior_hint=f"(default: {SURE})")] = None
     curve: FlagCreatePairsOff[bool] = False
     report: FlagCreatePairsOff[bool] = False
     quiet: FlagCreatePairsOff[bool] = False
@@ -210,10 +210,17 @@ class Explain(Source):
             raise ConfigError(
                 f"classes: found {self.classes} and a target, expected one of them; leave out the other"
             )
-        if not 0 <= self.sure <= 1:
-            raise ConfigError(f"sure: found {self.sure}, expected a share, 0 to 1")
+        sure = SURE if self.sure is None else self.sure
+        if not 0 <= sure <= 1:
+            raise ConfigError(f"sure: found {sure}, expected a share, 0 to 1")
         wanted = int(instances), int(classes[1])
-        return None if wanted == (1, 1) else (*wanted, self.sure)
+        if wanted != (1, 1):
+            return *wanted, sure
+        if self.sure is not None:
+            raise ConfigError(
+                f"sure: found {sure} and one mask, expected several; give --instances or --classes too"
+            )
+        return None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Literal
 from amx_jax.errors import ConfigError, nearest
 
 GRAY = (127, 127, 127)
+SURE = 0.6  # least p(window) of an instance, as a share of p(x); why: amx_jax.instances
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ keep pixels of its window only.
 
 A small window can keep the class by chance, as what is left of the photo says little of any class. So
 one counts as an instance only where the classifier is about as sure of it as of the photo
-(:data:`SURE`): of the masks found in all windows that keep the class, half lie in one object, with that
+(``sure``): of the masks found in all windows that keep the class, half lie in one object, with that
 seven in ten (benchmarks/README.md).
 """
 
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from amx_jax.config import SURE
 from amx_jax.errors import ConfigError
 from amx_jax.explainer import Explainer, Photo
 from amx_jax.explanation import Explanation, Unexplained
@@ -26,7 +27,6 @@ from amx_jax.objective.decision import MARGIN
 from amx_jax.verify.pool import Judged
 
 SIDES = (0.25, 0.375, 0.5, 0.75)  # of the windows, as shares of the input's side
-SURE = 0.6  # least p(window) of an instance, as a share of p(x)
 STEPS = 4  # windows begin at every fourth part of their side
 
 

@@ -22,6 +22,7 @@ from amx_jax.classifiers.registry import CLASSIFIERS
 from amx_jax.cli import main, parse
 from amx_jax.data.photos import bundled_photos
 from amx_jax.data.results import read_evaluation, read_explanations
+from amx_jax.evaluate import compare  # noqa: F401 - its annotations need the Explainer that `small` replaces
 from amx_jax.evaluate.peers import METHODS
 from amx_jax.explanation import Unexplained
 from tests.command import amx
@@ -264,6 +265,7 @@ def test_instances_and_classes_have_a_folder_each_within_their_photos(small, pho
         (["--instances", "0"], "instances: found 0, expected a number from 1 or all"),
         (["--instances", "many"], "instances: found many, expected a number from 1 or all"),
         (["--sure", "2"], "sure: found 2.0, expected a share, 0 to 1"),
+        (["--sure", "0.5"], "sure: found 0.5 and one mask, expected several; give --instances or"),
         (["--classes", "top9"], "classes: found top9, expected top1 to top5"),
         (["--classes", "top2", "--target", "1"], "classes: found top2 and a target"),
         (["--instances", "2", "--goal", "necessary"], "goal: found necessary, expected sufficient"),
