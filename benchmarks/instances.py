@@ -8,6 +8,7 @@ annotated objects that the classifier's crop shows, and asks each method for mas
 | method | how its masks come apart |
 | --- | --- |
 | ``windows`` | ``explain_instances``: squares as telling as the photo, none overlapping |
+| ``every`` | the same with ``sure=0``: every square that keeps the class |
 | ``exclude`` | the search again and again, each time without what the masks before it kept |
 | ``joint`` | masks optimised together, their overlap punished; then a search in the part of each |
 | ``gradcam`` | the connected components of Grad-CAM above half its greatest value |
@@ -25,6 +26,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +38,7 @@ import tyro
 from scipy import ndimage, optimize
 
 from amx_jax import Classifier, Config, Explainer, Explanation, load_classifier
+from amx_jax.config import SURE
 from amx_jax.data.annotated import find_annotations
 from amx_jax.data.photos import read_photo, unique_stems
 from amx_jax.data.results import check_output, write_json, write_whole
@@ -119,9 +122,9 @@ def holding(found: Iterable[Explanation | Unexplained]) -> list[np.ndarray]:
     return [one.mask for one in found if isinstance(one, Explanation) and one.certificate.holds]
 
 
-def by_windows(explainer: Explainer, case: Case) -> list[np.ndarray]:
+def by_windows(explainer: Explainer, case: Case, sure: float = SURE) -> list[np.ndarray]:
     """The library's own; none where it explains the whole photo, as no window shows an instance."""
-    [found] = explain_instances(explainer, [case.pixels], [case.target])
+    [found] = explain_instances(explainer, [case.pixels], [case.target], sure=sure)
     return holding(one.explanation for one in found if one.window)
 
 
@@ -216,6 +219,7 @@ def _in_pytorch(name: str) -> Any:
 
 BY: dict[str, Method] = {
     "windows": by_windows,
+    "every": functools.partial(by_windows, sure=0.0),
     "exclude": by_exclusion,
     "joint": by_parts,
     "gradcam": by_components,
@@ -230,7 +234,8 @@ class Options:
     Attributes:
         data: folders of photos with annotations.
         photos: how many of each with several objects of the top class, the first by name.
-        methods: some of windows, exclude, joint, gradcam, rex.
+        skip: how many of these to leave out before.
+        methods: some of windows, every, exclude, joint, gradcam, rex.
         output: where masks and instances.json go.
         steps: of each search.
         batch_size: images that are optimised at a time.
@@ -238,26 +243,23 @@ class Options:
 
     data: tuple[Path, ...]
     photos: int = 24
+    skip: int = 0
     methods: tuple[str, ...] = ("windows", "exclude", "joint", "gradcam")
     output: Path = Path("instances")
     steps: int = Config.steps
     batch_size: int = 8
 
 
-def cases(explainer: Explainer, folder: Path, count: int) -> Iterator[Case]:
-    """The first photos of a folder that show several objects of their top class."""
+def cases(explainer: Explainer, folder: Path) -> Iterator[Case]:
+    """A folder's photos, by name, that show several objects of their top class."""
     preprocess = explainer.classifier.preprocess
     places = find_annotations(folder)
     photos = sorted(places)
-    found = 0
     for photo, stem in zip(photos, unique_stems(photos), strict=True):
-        if found == count:
-            return
         pixels = preprocess.crop(read_photo(photo))
         target = int(explainer.decision(pixels).target)
         objects = places[photo].regions(target, preprocess)
         if len(objects) >= 2:
-            found += 1
             yield Case(stem, pixels, target, objects)
 
 
@@ -342,7 +344,8 @@ def run(options: Options, explainer: Explainer) -> str:
     output = check_output(options.output)
     records = []
     for folder in options.data:
-        for case in cases(explainer, folder, options.photos):
+        chosen = islice(cases(explainer, folder), options.skip, options.skip + options.photos)
+        for case in chosen:
             for name in options.methods:
                 records.append(record_of(name, explainer, case, output))
                 print(json.dumps(records[-1]), flush=True)
