@@ -9,7 +9,7 @@ keep pixels of its window only.
 A small window can keep the class by chance, as what is left of the photo says little of any class. So
 one counts as an instance only where the classifier is about as sure of it as of the photo
 (``sure``): of the masks found in all windows that keep the class, half lie in one object, with that
-seven in ten (benchmarks/README.md).
+two in three, and fewer objects have one (benchmarks/README.md).
 """
 
 from collections import deque
