@@ -80,7 +80,7 @@ def purities(masks: Sequence[np.ndarray], objects: Sequence[np.ndarray]) -> np.n
     """What share of each mask lies in each object.
 
     Args:
-        masks: bool ``(H, W)`` each, none empty.
+        masks: bool ``(H, W)`` each; an empty one lies in none.
         objects: likewise.
 
     Returns:
@@ -88,10 +88,10 @@ def purities(masks: Sequence[np.ndarray], objects: Sequence[np.ndarray]) -> np.n
 
     Examples:
         >>> left, upper = np.tile([True, False], (2, 1)), np.tile([[True], [False]], (1, 2))
-        >>> purities([left, left & upper], [left, upper]).tolist()
-        [[1.0, 0.5], [1.0, 1.0]]
+        >>> purities([left, left & upper, left & ~left], [left, upper]).tolist()
+        [[1.0, 0.5], [1.0, 1.0], [0.0, 0.0]]
     """
-    shares = [[(m & o).sum() / m.sum() for o in objects] for m in masks]
+    shares = [[(m & o).sum() / max(m.sum(), 1) for o in objects] for m in masks]
     return np.array(shares, float).reshape(len(masks), len(objects))
 
 
