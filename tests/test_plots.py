@@ -179,6 +179,12 @@ def test_a_histogram_of_areas_has_bars_as_high_as_their_counts():
     assert bars / bars.max() * 30 == pytest.approx([10, 25, 30], abs=0.3)
 
 
+def test_photos_are_counted_in_whole_numbers():
+    [axes] = area_plot(np.array([0.04, 0.1, 0.1, 0.3]), "four photos").axes
+    ticks = axes.get_yticks()
+    assert len(ticks) > 1 and (ticks == np.round(ticks)).all()
+
+
 def test_a_histogram_of_nothing_is_refused():
     with pytest.raises(ValueError, match="areas: found none"):
         area_plot(np.array([]), "none")

@@ -143,6 +143,7 @@ def area_plot(areas: np.ndarray, title: str) -> "Figure":
         median, color=COLOURS[1], linestyle="--", linewidth=1.8, label=f"median {median:.1f} %"
     )
     axes.autoscale(axis="y")
+    axes.locator_params(axis="y", integer=True)
     axes.set_ylabel("photos")
     return _with_key(figure)
 
