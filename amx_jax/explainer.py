@@ -18,6 +18,7 @@ from amx_jax.classifiers.classifier import Classifier
 from amx_jax.classifiers.fingerprint import fingerprint
 from amx_jax.config import Config
 from amx_jax.errors import ClassifierError, ConfigError, ImageError
+from amx_jax.evaluate.cutting import last_image_stage
 from amx_jax.evaluate.metrics import iou_matrix_mean
 from amx_jax.evaluate.peers import METHODS
 from amx_jax.explanation import Explanation, Unexplained
@@ -35,7 +36,7 @@ from amx_jax.verify.top import Top
 
 # Rankings that compete with the optimiser's to be pruned, where a mask must hold on many backgrounds:
 # which start is the smallest differs from photo to photo (benchmarks/README.md).
-STARTS = ("occlusion", "rise")
+STARTS = ("gradcam", "rise")
 TRIALS = {"plain": 32, "robust": 160, "worst": 160}  # of each kind in the certificate
 OPTIMISED = 0.6  # the share of a photo's time by which its optimisation ends, as measured
 # The default pruning cell: 1/28 of the input's side, 8 pixels of 224, or 16 where each test is dear.
@@ -148,8 +149,9 @@ class Explainer:
             self._optimizer = Optimizer(
                 self.classifier, searched(config), self._devices, self._evaluator.of_search
             )
-        plain = config.notion == "plain"
-        methods = [config.method] if config.method != "amx" else [] if plain else STARTS
+            methods = starts(self.classifier) if config.notion != "plain" else ()
+        else:
+            methods = (config.method,)
         self._rank = {name: jax.jit(self._ranking(name)) for name in methods}
 
     def ranked_by(self, method: str, prune: bool = True) -> "Explainer":
@@ -710,6 +712,16 @@ def searched(config: Config) -> Config:
         return config
     objective = dataclasses.replace(config.objective, robustness=1.0)
     return dataclasses.replace(config, objective=objective)
+
+
+def starts(classifier: Classifier) -> tuple[str, ...]:
+    """Those of ``STARTS`` that a classifier allows: Grad-CAM needs an activation that is an image."""
+    image = jax.ShapeDtypeStruct(classifier.preprocess.shape, np.float32)
+    try:
+        last_image_stage(classifier.apply, classifier.params, image)
+    except ClassifierError:
+        return tuple(name for name in STARTS if name != "gradcam")
+    return STARTS
 
 
 @jax.jit

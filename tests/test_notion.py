@@ -71,6 +71,7 @@ def test_the_hardest_backgrounds_come_first_once_they_are_known():
     [mask] = some_masks(1)
     ask(notion.test([mask]), lambda mask, trial: 0.1 if trial in hard else 1.0)
     assert set(notion.trials[:3]) == hard
+    notion.forget()
     _, asked = ask(notion.test([mask]), lambda mask, trial: -0.1 if trial in hard else 1.0)
     assert len(asked) == 1
 
@@ -83,6 +84,19 @@ def test_who_fails_the_screen_fails_the_test():
     tested, _ = ask(notion.test(masks), margin)
     assert (screened <= MARGIN).any() and (tested[screened <= MARGIN] <= MARGIN).all()
     assert not notion.exact and Notion(Config()).exact
+
+
+def test_nobody_is_asked_the_same_twice_until_all_is_forgotten():
+    notion, masks = Notion(Config(notion="worst", backgrounds=20)), some_masks(4)
+    margin = random_margins(3, 3.0)
+    screened, first = ask(notion.screen(masks), margin)
+    tested, second = ask(notion.test(masks), margin)
+    asked = [(view.mask.tobytes(), view.trial) for view in first + second]
+    assert (screened > MARGIN).any() and len(asked) == len(set(asked)) == notion.views
+    again, none = ask(notion.test(masks), margin)
+    assert not none and ((again > MARGIN) == (tested > MARGIN)).all()
+    notion.forget()
+    assert len(ask(notion.test(masks), margin)[1]) >= len(masks)
 
 
 def test_an_extended_notion_asks_about_new_backgrounds_first():
@@ -172,6 +186,7 @@ def test_the_smallest_prefix_of_the_best_ranking_is_found():
     (which, mask, holds), _ = ask(smallest_prefix([-order, order], notion), margin)
     assert (which, holds) == (1, True)
     assert needed <= mask.sum() <= 1.1 * needed + 1
+    notion.forget()
     (_, mask, holds), _ = ask(smallest_prefix([order], notion), lambda mask, trial: -1.0)
     assert mask.all() and not holds
 

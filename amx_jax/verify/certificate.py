@@ -90,6 +90,7 @@ def certify(
     Returns:
         The certificate.
     """
+    notion.forget()
     cells = cell_map(mask.shape, cell)
     without_one = [mask & (cells != number) for number in np.unique(cells[mask])]
     if notion.plain and notion.goal == "sufficient":  # one round of questions is enough

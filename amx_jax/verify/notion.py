@@ -1,10 +1,11 @@
 """What *holds* means for a mask: on which backgrounds, on how many of them, and of which part.
 
 A notion turns the question *is this mask good enough?* into views of it, a background each, and asks
-about few of them: the hardest first, and no more once too many have failed. Pruning and the certificate
-ask through the same object, so they mean the same.
+about few of them: the hardest first, no more once too many have failed, and none twice. Pruning and the
+certificate ask through the same object, so they mean the same.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -71,6 +72,11 @@ class Notion:
         self._share = config.delta / STRICTER if config.notion == "robust" else 0.0
         self.trials = [] if self.plain else list(range(config.backgrounds))
         self.views = 0
+        self._told: dict[tuple[bytes, int], float] = {}  # by mask and background
+
+    def forget(self) -> None:
+        """Ask anew from here on: a certificate takes no answer from the search."""
+        self._told.clear()
 
     @property
     def allowed(self) -> int:
@@ -109,13 +115,18 @@ class Notion:
         if self.plain:
             return (yield from self._ask(list(masks)))
         values: list[list[float]] = [[] for _ in masks]
+        packed = (np.packbits(mask).tobytes() for mask in masks)
+        names = [hashlib.blake2b(bits, digest_size=16).digest() for bits in packed]
         # The fewest that can refuse a candidate; then twice as many, and so on.
         alive, start, size = list(range(len(masks))), 0, self.allowed + 1
         while alive and start < len(trials):
             chunk = trials[start : start + size]
-            found = yield from self._ask([View(masks[i], trial) for i in alive for trial in chunk])
-            for i, new in zip(alive, found.reshape(len(alive), len(chunk)), strict=True):
-                values[i] += new.tolist()
+            asked = [(i, t) for i in alive for t in chunk if (names[i], t) not in self._told]
+            found = yield from self._ask([View(masks[i], trial) for i, trial in asked])
+            for (i, trial), value in zip(asked, found.tolist(), strict=True):
+                self._told[names[i], trial] = value
+            for i in alive:
+                values[i] += [self._told[names[i], trial] for trial in chunk]
             alive = [i for i in alive if np.sum(np.array(values[i]) <= MARGIN) <= self.allowed]
             start, size = start + size, 2 * size
         self._learn(trials, values)

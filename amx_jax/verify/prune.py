@@ -289,8 +289,11 @@ def _remove_jointly(mask, cells, free, notion):
     done = 1 if notion.exact else 0  # the safest alone is known to be free
     bound = len(free)
     while bound > done:
-        sizes = np.unique(np.linspace(done, bound, 4).round().astype(int)[1:])
-        sizes = sizes[sizes > done]
+        if notion.exact:
+            sizes = np.unique(np.linspace(done, bound, 4).round().astype(int)[1:])
+            sizes = sizes[sizes > done]
+        else:  # one that holds costs all backgrounds, so not while a larger one may hold
+            sizes = np.array([bound if bound == len(free) else (done + bound + 1) // 2])
         scores = yield from notion.test([mask & ~np.isin(cells, free[:size]) for size in sizes])
         passed = np.flatnonzero(scores > MARGIN)
         if not len(passed):
