@@ -206,6 +206,21 @@ def test_a_ranking_that_knows_nothing_of_the_classifier_gives_itself_away(measur
     assert centre["randomised"]["iou"]["value"] == pytest.approx(1)
 
 
+def test_where_masks_lie_is_compared_of_as_many_pixels_as_the_first_method_keeps(tiny, photos):
+    left = np.arange(32) < 16
+    region = np.broadcast_to(left, (32, 32))
+    configs = {method: configured(CONFIG, method) for method in ("centre", "random")}
+    found = list(compare(tiny, photos[:2], ["a", "b"], [lambda target: region] * 2, configs))
+    first, second = found[:2], found[2:]
+    assert all(record["energy_matched"] == record["energy"] for record in first)
+    random = Explainer(tiny, configs["random"])(list(photos[:2]))
+    for record, other, one in zip(first, second, random, strict=True):
+        order = np.argsort(-one.ranking.ravel(), kind="stable")[: round(record["area"] * 1024)]
+        assert other["energy_matched"] == pytest.approx(left[order % 32].mean())
+        assert other["energy_matched_chance"] == 0.5
+    assert any(other["energy_matched"] != other["energy"] for other in second)
+
+
 def test_measured_records_can_be_saved_and_plotted(measured, tmp_path):
     records = measured[0]
     write_evaluation(tmp_path, records, summarise(records, "occlusion"), {})

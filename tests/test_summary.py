@@ -11,7 +11,7 @@ import scipy.stats
 from amx_jax.data.results import plain
 from amx_jax.evaluate.summary import mean_curve, summarise
 
-LOCALISATIONS = ("energy", "iou", "pointing")
+LOCALISATIONS = ("energy", "energy_matched", "iou", "pointing")
 
 
 def record(image, method="amx", **values):

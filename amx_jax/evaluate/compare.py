@@ -120,6 +120,7 @@ def compare(
         later, in the same dict.
     """
     explainer = control = unlearned = None
+    areas: dict[str, float] = {}  # of the first method's masks, by photo
     curves = Curves(classifier) if measures.curves else None
     for method, own in configs.items():
         explainer = _following(explainer, classifier, own, others)
@@ -130,7 +131,9 @@ def compare(
             if isinstance(explanation, Unexplained):
                 yield Failure(explanation.reason, name, method)
             else:
-                record = record_of(method, name, explanation, region(explanation.target), seconds)
+                areas.setdefault(name, explanation.certificate.area)
+                place = region(explanation.target)
+                record = record_of(method, name, explanation, place, seconds, areas[name])
                 if any(measures):  # else an explanation's arrays need not stay in memory
                     found.append((explanation, record))
                 yield record
@@ -258,7 +261,12 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def record_of(
-    method: str, name: str, found: Explanation, region: np.ndarray | None, seconds: float
+    method: str,
+    name: str,
+    found: Explanation,
+    region: np.ndarray | None,
+    seconds: float,
+    area: float | None = None,
 ) -> dict[str, Any]:
     """What tables and plots are made of, of one photo and method.
 
@@ -268,15 +276,19 @@ def record_of(
         found: its explanation.
         region: bool ``(H, W)``, where the object is; None where that is not known.
         seconds: that it took.
+        area: share of the pixels at which all methods are compared: how much of the nested mask of that
+            area lies on the object; None for that of the mask itself.
     """
     c = found.certificate
     record = found.record(name)
     place: dict[str, float | None] = {}
-    for metric in ("energy", "iou", "pointing"):
+    for metric in ("energy", "energy_matched", "iou", "pointing"):
         place[metric] = place[f"{metric}_chance"] = None
     if region is not None:
+        [matched] = nested_masks(found.mask, found.ranking, [c.area if area is None else area])
         measured = {
             "energy": energy_pointing_game(found.mask, region) if found.mask.any() else None,
+            "energy_matched": energy_pointing_game(matched, region) if matched.any() else None,
             "iou": iou(found.mask, region),
             "pointing": pointing_game(found.ranking, region),
         }

@@ -96,6 +96,7 @@ class MethodSummary(TypedDict):
         retention: ``kept`` and ``trials`` summed over photos and their ``share``, by background kind.
         bound: median certified lower bound of the retention.
         energy: energy-based pointing game.
+        energy_matched: that of nested masks of the area that the first method's masks have.
         iou: intersection over union.
         pointing: pointing game.
         insertion: mean area under the curve, higher is better.
@@ -126,6 +127,7 @@ class MethodSummary(TypedDict):
     retention: dict[str, dict[str, Any]]
     bound: Figure
     energy: Localised
+    energy_matched: Localised
     iou: Localised
     pointing: Localised
     insertion: Figure
@@ -164,6 +166,7 @@ def summarise(records: Sequence[Mapping[str, Any]], reference: str = "amx") -> l
         ...     "probability": {"image": 0.8, "explanation": 0.6}, "passes": 500,
         ...     "retention": {"noise": {"kept": 31, "trials": 32}}, "insertion": None, "deletion": None,
         ...     "energy": 0.9, "energy_chance": 0.3, "iou": None, "iou_chance": None,
+        ...     "energy_matched": 0.9, "energy_matched_chance": 0.3,
         ...     "pointing": None, "pointing_chance": None, "curve": None, "sensitivity": None,
         ...     "controls": None, "randomised": None,
         ... }
@@ -264,6 +267,7 @@ def _summary(
         retention=_pooled(photos),
         bound=_figure(np.median, _known(photos, "bound")),
         energy=_localised("energy", photos, others),
+        energy_matched=_localised("energy_matched", photos, others),
         iou=_localised("iou", photos, others),
         pointing=_localised("pointing", photos, others),
         insertion=_figure(np.mean, _known(photos, "insertion")),

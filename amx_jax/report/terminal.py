@@ -249,9 +249,12 @@ def _number(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
     return cell
 
 
-def _lift(summary: Mapping[str, Any]) -> str:
-    lift = summary["energy"]["lift"]["value"]
-    return "" if lift is None else f"{lift:.1f}"
+def _lift(key: str) -> Callable[[Mapping[str, Any]], str]:
+    def cell(summary: Mapping[str, Any]) -> str:
+        lift = summary[key]["lift"]["value"]
+        return "" if lift is None else f"{lift:.1f}"
+
+    return cell
 
 
 def _area(summary: Mapping[str, Any]) -> str:
@@ -287,7 +290,10 @@ COLUMNS = (
         8,
         "probability of the class that the kept pixels alone lose",
     ),
-    Column("energy ×", _lift, 5, "share of the mask on the object, over that by chance"),
+    Column("energy ×", _lift("energy"), 5, "share of the mask on the object, over that by chance"),
+    Column(
+        "matched ×", _lift("energy_matched"), 16, "that of as many pixels as the first method keeps"
+    ),
     Column("ins", _number("insertion", ".2f"), 9, "area under the insertion curve, 1 is best"),
     Column("del", _number("deletion", ".2f"), 10, "area under the deletion curve, 0 is best"),
     Column("sens", _number("sensitivity", ".2f"), 3, "how far a little noise moves the ranking"),
