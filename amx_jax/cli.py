@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -57,7 +58,7 @@ from amx_jax.report.terminal import (
     summary,
 )
 from amx_jax.report_command import Report, report_of
-from amx_jax.run_command import Inspect, Run
+from amx_jax.run_command import EVERY, Inspect, Run
 
 if TYPE_CHECKING:
     from amx_jax.evaluate.summary import MethodSummary
@@ -294,13 +295,23 @@ class Evaluate(Source):
         console, wanted = Console(stderr=True), len(configs) * len(names)
         ending = DONE
         with console.status("", spinner="line") as status:
+            told = time.monotonic()
 
-            def show(method: str, what: str, done: int) -> None:
-                status.update(f"{method}: {what}, {done} of {len(names)}")
-
-            def keep(method: str) -> None:
+            def keep(method: str = "") -> None:
                 with suppress(OutputError):  # told at the end, where it stays so
                     self._write(records)
+
+            def tell(line: str) -> None:
+                nonlocal told
+                status.update(line)
+                if time.monotonic() - told >= EVERY:  # what is found outlives a process that is killed
+                    keep()
+                    if not console.is_terminal:
+                        print(line, file=sys.stderr, flush=True)
+                    told = time.monotonic()
+
+            def show(method: str, what: str, done: int) -> None:
+                tell(f"{method}: {what}, {done} of {len(names)}")
 
             measures = Measures(self.curves, self.sensitivity, self.randomised)
             found = compare(classifier, images, names, regions, configs, others, measures, show, keep)
@@ -310,7 +321,7 @@ class Evaluate(Source):
                         complain(f"{one_line(record.image)} ({record.method}): {record.reason}")
                         continue
                     records.append(record)
-                    status.update(f"{record['method']}: {len(records)} of {wanted}")
+                    tell(f"{record['method']}: {len(records)} of {wanted}")
             except KeyboardInterrupt:  # what is finished is kept
                 complain("interrupted")
                 ending = INTERRUPTED

@@ -78,6 +78,7 @@ def small(tiny, explainers, monkeypatch, tmp_path):
     """The command with a classifier that costs nothing, in a folder of its own."""
     monkeypatch.setattr("amx_jax.classifiers.registry.load_classifier", lambda *_: tiny)
     monkeypatch.setattr("amx_jax.explainer.Explainer", explainers)
+    monkeypatch.setattr("amx_jax.cli.EVERY", np.inf)  # a slow machine says no more than a fast one
     monkeypatch.chdir(tmp_path)
 
 
@@ -678,8 +679,11 @@ def test_compiled_programs_are_kept_for_the_next_run_unless_told_otherwise(tmp_p
 # --- evaluate -------------------------------------------------------------------------------------
 
 
-def test_methods_are_compared_on_annotated_photos_and_a_bad_photo_stops_nothing(tmp_path, capsys):
+def test_methods_are_compared_on_annotated_photos_and_a_bad_photo_stops_nothing(
+    tmp_path, capsys, monkeypatch
+):
     """On a planted box: the whole left half of every photo."""
+    monkeypatch.setattr("amx_jax.cli.EVERY", np.inf)
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     annotations = []
@@ -761,6 +765,25 @@ def test_a_method_that_is_finished_outlives_the_next(small, photos, monkeypatch,
     records, summaries = read_evaluation("amx-evaluation")
     assert [record["method"] for record in records] == ["centre"]
     assert [summary["method"] for summary in summaries] == ["centre"]
+
+
+def test_a_photo_that_is_finished_outlives_the_next_and_is_told(small, photos, monkeypatch, capsys):
+    """Every half minute; here at once."""
+
+    class Broken(Explainer):
+        def stream(self, images):
+            yield from super().stream(images[:1])
+            raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("amx_jax.evaluate.compare.Explainer", Broken)
+    monkeypatch.setattr("amx_jax.cli.EVERY", 0.0)
+    paths = [save(photo, f"{name}.png") for photo, name in zip(photos, "ab", strict=False)]
+    with pytest.raises(RuntimeError, match="no such luck"):
+        main(["evaluate", *paths, "--methods", "centre", *QUICK])
+    assert capsys.readouterr().err == "centre: 1 of 2\n"
+    records, summaries = read_evaluation("amx-evaluation")
+    assert [Path(record["image"]).name for record in records] == ["a.png"]
+    assert summaries[0]["photos"] == 1
 
 
 def test_a_photo_without_an_explanation_is_named_with_its_method(small, photos, monkeypatch):
