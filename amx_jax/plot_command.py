@@ -92,7 +92,7 @@ class Methods:
         from amx_jax.report.panels import method_strip
 
         most = paper.pixels(self.columns or len(_some(self.folders)) + 1)
-        read = [dict(read_shown(folder, self.size, most)) for folder in _some(self.folders)]
+        read = [_by_photo(folder, self.size, most) for folder in _some(self.folders)]
         names = _distinct(read, self.folders)
         photos = [photo for photo in read[0] if all(photo in others for others in read)]
         missing = sorted({photo for others in read for photo in others} - set(photos))
@@ -406,6 +406,19 @@ def _positive(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ConfigError(f"{name}: found {number}, expected at least 1")
+
+
+def _by_photo(folder: str, size: Size, most: int) -> dict[str, Shown]:
+    """The explanations of a folder, one of each photo."""
+    found: dict[str, Shown] = {}
+    for photo, one in read_shown(folder, size, most):
+        if photo in found:
+            raise OutputError(
+                f"{one_line(folder)}: found several explanations of {one_line(photo)}, expected one; "
+                "explain it without --instances and --classes"
+            )
+        found[photo] = one
+    return found
 
 
 def _method(record: Mapping[str, Any]) -> str:

@@ -132,6 +132,15 @@ def test_methods_are_compared_on_the_photos_that_all_of_them_explained(folder):
     assert amx(*svg)[0] == 0
 
 
+def test_several_explanations_of_one_photo_are_not_dropped_silently(folder):
+    several = ["--classes", "top2", "--sure", "0", "--output", "several"]
+    assert amx("explain", "wide.png", *several, *BRIEF)[0] == 0
+    assert len(read_explanations("several")) > 1
+    status, _, err = amx("plot", "methods", "amx/wide", "several", "--output", "x.png")
+    assert status == 2 and err.count("\n") == 1 and not Path("x.png").exists()
+    assert "several: found several explanations of wide.png, expected one" in err
+
+
 def test_explanations_of_different_decisions_are_not_compared(folder):
     label = read_explanations("amx")[0]["target"]["name"]
     other = "dog" if label != "dog" else "cat"
