@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from amx_jax import Config
 from amx_jax.objective.decision import MARGIN
+from amx_jax.verify.certificate import certify
 from amx_jax.verify.notion import SCREEN, Notion, View
 from amx_jax.verify.pool import Judged, Pool
 from amx_jax.verify.prune import cell_map, prune, smallest_prefix, step_back
@@ -172,6 +173,29 @@ def test_pruned_masks_are_1_minimal_under_the_notion(seed, name):
     assert not any(holds(found.mask & (number != CELLS)) for number in np.unique(CELLS[found.mask]))
     areas = [mask.sum() for mask in found.visited]
     assert areas == sorted(areas, reverse=True)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["robust", "worst"]))
+def test_the_certificate_says_of_any_mask_whether_a_cell_can_go(seed, name):
+    rng = np.random.default_rng(seed)
+    weights, mask = rng.uniform(0.5, 1.5, (SIDE, SIDE)), rng.random((SIDE, SIDE)) < 0.5
+    thresholds = (weights * mask).sum() - rng.uniform(-0.2, 2) - rng.random(40)
+    margin = worst_case(weights, thresholds)
+    notion = Notion(Config(notion=name, backgrounds=40, delta=0.25))
+    found, _ = ask(certify(mask, CELL, notion, {"noise": (9, 9)}, 0.95), margin)
+    without = (mask & (number != CELLS) for number in np.unique(CELLS[mask]))
+    holds, *others = (
+        sum(margin(some, t) <= MARGIN for t in range(40)) <= notion.allowed for some in (mask, *without)
+    )
+    assert (found.holds, found.minimal) == (holds, holds and not any(others))
+
+
+def test_the_first_cell_that_can_go_is_enough_to_know():
+    notion = Notion(Config(notion="worst", backgrounds=40))
+    whole = np.ones((SIDE, SIDE), bool)
+    found, asked = ask(certify(whole, CELL, notion, {"noise": (9, 9)}, 0.95), lambda mask, trial: 1.0)
+    assert not found.minimal and len(asked) == 3 + 40 + 8 * 40  # of 64 cells
 
 
 def test_the_smallest_prefix_of_the_best_ranking_is_found():
