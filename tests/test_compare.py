@@ -221,6 +221,20 @@ def test_where_masks_lie_is_compared_of_as_many_pixels_as_the_first_method_keeps
     assert any(other["energy_matched"] != other["energy"] for other in second)
 
 
+def test_where_the_first_method_has_no_mask_nothing_is_compared_with_it(tiny, photos, monkeypatch):
+    class Centreless(Explainer):
+        def stream(self, *arguments, **more):
+            for found in super().stream(*arguments, **more):
+                yield Unexplained("no centre") if self.config.method == "centre" else found
+
+    monkeypatch.setattr("amx_jax.evaluate.compare.Explainer", Centreless)
+    configs = {method: configured(CONFIG, method) for method in ("centre", "random")}
+    region = np.ones((32, 32), bool)
+    failure, record = compare(tiny, photos[:1], ["a"], [lambda target: region], configs)
+    assert isinstance(failure, Failure)
+    assert record["energy"] == 1 and record["energy_matched"] is None
+
+
 def test_measured_records_can_be_saved_and_plotted(measured, tmp_path):
     records = measured[0]
     write_evaluation(tmp_path, records, summarise(records, "occlusion"), {})

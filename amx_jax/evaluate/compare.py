@@ -131,9 +131,10 @@ def compare(
             if isinstance(explanation, Unexplained):
                 yield Failure(explanation.reason, name, method)
             else:
-                areas.setdefault(name, explanation.certificate.area)
+                if method == next(iter(configs)):
+                    areas[name] = explanation.certificate.area
                 place = region(explanation.target)
-                record = record_of(method, name, explanation, place, seconds, areas[name])
+                record = record_of(method, name, explanation, place, seconds, areas.get(name))
                 if any(measures):  # else an explanation's arrays need not stay in memory
                     found.append((explanation, record))
                 yield record
@@ -277,7 +278,7 @@ def record_of(
         region: bool ``(H, W)``, where the object is; None where that is not known.
         seconds: that it took.
         area: share of the pixels at which all methods are compared: how much of the nested mask of that
-            area lies on the object; None for that of the mask itself.
+            area lies on the object; None where there is no such share.
     """
     c = found.certificate
     record = found.record(name)
@@ -285,13 +286,14 @@ def record_of(
     for metric in ("energy", "energy_matched", "iou", "pointing"):
         place[metric] = place[f"{metric}_chance"] = None
     if region is not None:
-        [matched] = nested_masks(found.mask, found.ranking, [c.area if area is None else area])
         measured = {
             "energy": energy_pointing_game(found.mask, region) if found.mask.any() else None,
-            "energy_matched": energy_pointing_game(matched, region) if matched.any() else None,
             "iou": iou(found.mask, region),
             "pointing": pointing_game(found.ranking, region),
         }
+        if area:  # of no pixels there is no share
+            [matched] = nested_masks(found.mask, found.ranking, [area])
+            measured["energy_matched"] = energy_pointing_game(matched, region)
         for metric, value in measured.items():
             if value is not None:
                 place[metric], place[f"{metric}_chance"] = value
