@@ -102,12 +102,12 @@ def certify(
     else:
         margins, probabilities = yield [np.ones_like(mask), mask, ~mask]
         scores = yield from notion.test([mask])
-        for first in range(0, len(without_one), WAVE):
-            # The first cell that can go decides, and to know that one can costs all backgrounds.
-            if scores[0] <= MARGIN or (scores[1:] > MARGIN).any():
-                break
+        # The first cell that can go decides, and to know that one can costs all backgrounds.
+        for first in range(0, len(without_one) if scores[0] > MARGIN else 0, WAVE):
             some = without_one[first : first + WAVE]
             scores = np.append(scores, (yield from notion.test(some)))
+            if (scores[1:] > MARGIN).any():
+                break
     bound = pooled_bound(robustness, certainty)
     found = scores > MARGIN
     return Certificate(
