@@ -104,7 +104,7 @@ def test_every_row_comes_into_the_table(tiny, photos, folder, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_rows_with_steps_of_their_own_are_measured_on_every_photo(tiny, folder, tmp_path):
-    some = ["default", "pixel logits", "annealed", "dual", "paper"]
+    some = ["default", "annealed", "paper"]
     text = run(Options(folder, photos=2, rows=tuple(some), output=tmp_path / "out"), tiny, BRIEF)
     check(text, tmp_path / "out", some)
 

@@ -251,7 +251,7 @@ def test_number_order_and_neighbours_of_the_photos_change_no_byte(explainer, exp
 @pytest.mark.slow
 def test_nor_do_they_or_batches_and_devices_for_a_real_classifier():
     photos = [read_photo(path) for path in bundled_photos()][:3]
-    config = Config(steps=30, shrink=0.9, patience=5, cell=28, trials=2, batch_size=1)
+    config = Config(steps=15, shrink=0.8, patience=5, cell=28, trials=2, batch_size=1)
     alone = Explainer(load_classifier(), config, jax.devices()[:1])(photos)
     together = Explainer(load_classifier(), replace(config, batch_size=2))(photos[::-1])[::-1]
     for first, second in zip(alone, together, strict=True):

@@ -50,6 +50,15 @@ LAYOUTS = [
     for name, entry in CLASSIFIERS.items()
     for layout in entry.layouts
 ]
+# Only deeper or wider than another in the list: their blocks' gradients are compared there.
+LARGER = {
+    *(f"efficientnet_lite{number}" for number in (1, 2, 3, 4)),
+    *("mobilenet_v1", "resnet34", "resnet101", "resnet152"),
+    *("cifar_resnet32", "cifar_resnet44", "cifar_resnet56"),
+    *("convnext_small", "convnext_base", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn"),
+    *("vit_small_patch16_224", "vit_base_patch16_224"),
+    *("deit_small_patch16_224", "deit_base_patch16_224"),
+}
 
 
 def layout_of(name: str, head: str) -> Layout:
@@ -191,6 +200,9 @@ def test_every_stage_and_the_logits_are_pytorchs(case):
         assert relative_error(activation, expected) <= TOLERANCE, stage
 
 
+@pytest.mark.parametrize(
+    "case", [layout for layout in LAYOUTS if layout.values[0][0] not in LARGER], indirect=True
+)
 def test_the_input_gradient_of_the_cross_entropy_is_pytorchs(case):
     """In float64: in float32, rounding can take a unit over the kink of its rectifier."""
 
