@@ -45,16 +45,16 @@ from amx_jax.errors import AmxError, ConfigError, ImageError, OutputError, one_l
 from amx_jax.experiment import load_experiment
 from amx_jax.options import Model, OtherPhotos, other_photos
 from amx_jax.plot_command import methods_plot, plots
-from amx_jax.report.pictures import decoded, explanation_pictures
+from amx_jax.report.pictures import decode_png, explanation_pictures
 from amx_jax.report.terminal import (
     LEGEND,
     classifiers_table,
     explanations_table,
-    in_words,
     methods_legend,
     methods_table,
     randomised_lines,
     ranking,
+    remarks,
     summary,
 )
 from amx_jax.report_command import Report, report_of
@@ -195,7 +195,7 @@ class Explain(Source):
             console = Console(highlight=False)
             console.print(explanations_table(run.names, run.records, console.width))
             console.print(f"\n{LEGEND}\n", style="dim")
-            for line in in_words(run.names, run.records, console.width):
+            for line in remarks(run.names, run.records, console.width):
                 console.out(line, highlight=False)
             console.out(summary(run.records, total, one_line(self.output)), highlight=False)
         return status
@@ -343,7 +343,7 @@ class Evaluate(Source):
     def _write(self, records: Sequence[dict[str, Any]]) -> "list[MethodSummary]":
         """Write what has been found so far; returns its summaries."""
         from amx_jax.evaluate.summary import summarise
-        from amx_jax.report.encode import encoded
+        from amx_jax.report.encode import encode_figure
 
         summaries = summarise(records, self.methods[0])
         measured = [record for record in records if record["curve"] is not None]
@@ -355,7 +355,7 @@ class Evaluate(Source):
                 f"{self.classifier}, {count} photo{'s' if count > 1 else ''}: median of nested masks",
                 self.config.delta if self.config.notion == "robust" else None,
             )
-            pictures["retention"] = encoded(plot)
+            pictures["retention"] = encode_figure(plot)
         write_evaluation(self.output, records, summaries, pictures)
         return summaries
 
@@ -522,7 +522,7 @@ class Photos:
         import numpy as np
 
         from amx_jax.evaluate.curves import TRIALS, levels, sufficiency_curve
-        from amx_jax.report.encode import encoded
+        from amx_jax.report.encode import encode_figure
         from amx_jax.report.plots import sufficiency_plot
 
         ask = partial(self.explainer.retention, explanation, trials=TRIALS)
@@ -535,7 +535,7 @@ class Photos:
             title=explanation.label,
         )
         nested = levels(explanation.mask, explanation.ranking)
-        return curve, {"curve": decoded(encoded(plot)), "levels": nested}
+        return curve, {"curve": decode_png(encode_figure(plot)), "levels": nested}
 
     def _fail(self, reason: object) -> None:
         self._failed += 1

@@ -16,7 +16,7 @@ from amx_jax.data.photos import read_photo
 from amx_jax.data.results import EVALUATION, check_output, read_evaluation, write_whole
 from amx_jax.errors import ConfigError, ImageError, OutputError, one_line
 from amx_jax.options import Model, OtherPhotos, other_photos
-from amx_jax.report.panels import DPI, Shown, Step, room, shown
+from amx_jax.report.panels import DPI, Pictured, Step, room, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -322,7 +322,7 @@ class Paper:
 
     def write(self, figure: "Figure") -> None:
         """Save a figure."""
-        from amx_jax.report.encode import encoded
+        from amx_jax.report.encode import encode_figure
 
         width, height = figure.get_size_inches()
         if self.suffix == "png" and max(width, height) * figure.dpi >= LONGEST:
@@ -331,7 +331,7 @@ class Paper:
                 f"{LONGEST / figure.dpi:.0f} at {figure.dpi:g} dots per inch; draw fewer photos, or "
                 "give more --columns or a lower --dpi"
             )
-        self.save(encoded(figure, self.suffix))
+        self.save(encode_figure(figure, self.suffix))
 
     def save(self, content: bytes) -> None:
         """Write the file."""
@@ -339,7 +339,7 @@ class Paper:
         write_whole(self.path, content)
 
 
-def read_shown(folder: str, size: Size, most: int) -> Iterator[tuple[str, Shown]]:
+def read_shown(folder: str, size: Size, most: int) -> Iterator[tuple[str, Pictured]]:
     """The explanations of a folder by their photos' paths, made ready to be drawn.
 
     A photo that is gone or has changed is drawn from its ``input.png``; that is told.
@@ -408,9 +408,9 @@ def _positive(**numbers: int) -> None:
             raise ConfigError(f"{name}: found {number}, expected at least 1")
 
 
-def _by_photo(folder: str, size: Size, most: int) -> dict[str, Shown]:
+def _by_photo(folder: str, size: Size, most: int) -> dict[str, Pictured]:
     """The explanations of a folder, one of each photo."""
-    found: dict[str, Shown] = {}
+    found: dict[str, Pictured] = {}
     for photo, one in read_shown(folder, size, most):
         if photo in found:
             raise OutputError(
@@ -429,7 +429,7 @@ def _method(record: Mapping[str, Any]) -> str:
     return f"{name}+prune" if pruned else name
 
 
-def _distinct(read: Sequence[Mapping[str, Shown]], folders: Sequence[str]) -> list[str]:
+def _distinct(read: Sequence[Mapping[str, Pictured]], folders: Sequence[str]) -> list[str]:
     """A name for each folder: that of its method, with the folder's where two have the same."""
     names = []
     for one, folder in zip(read, folders, strict=True):
@@ -447,7 +447,7 @@ def _distinct(read: Sequence[Mapping[str, Shown]], folders: Sequence[str]) -> li
     return names
 
 
-def _one_decision(photo: str, row: Mapping[str, Shown]) -> None:
+def _one_decision(photo: str, row: Mapping[str, Pictured]) -> None:
     """Refuse to compare masks that explain different things."""
     asked = {}
     for name, one in row.items():

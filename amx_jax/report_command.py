@@ -126,7 +126,7 @@ def write_report(path: Path, photos: Iterable[Shown]) -> Path:
         OutputError: it cannot be written.
     """
     from amx_jax.report.page import card, page
-    from amx_jax.report.pictures import encoded
+    from amx_jax.report.pictures import encode_png
 
     files = ReportFiles(path)
     cards: list[Mapping[str, Any]] = []
@@ -134,7 +134,7 @@ def write_report(path: Path, photos: Iterable[Shown]) -> Path:
     for photo in photos:
         cards.append(card(photo))
         classifiers |= {one.record["classifier"]: None for one in photo.masks}
-        files.add(encoded(photo.pixels) if photo.pixels is not None else None)
+        files.add(encode_png(photo.pixels) if photo.pixels is not None else None)
     about = ", ".join(classifiers) or "the classifier"
     return files.write(page(cards, files.photos(), about))
 

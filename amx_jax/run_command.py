@@ -196,7 +196,7 @@ class Inspect:
         import numpy as np
 
         from amx_jax.data.shards import read_columns
-        from amx_jax.report.encode import encoded
+        from amx_jax.report.encode import encode_figure
         from amx_jax.report.plots import area_plot
 
         found = read_columns(Path(self.folder), ["area"])["area"]
@@ -204,7 +204,7 @@ class Inspect:
         if not len(areas):
             raise OutputError(f"{one_line(self.folder)}: found no explained image, and nothing to plot")
         title = f"{one_line(self.folder)}: {len(areas):,} photo{'s' if len(areas) > 1 else ''}"
-        write_whole(Path(path), encoded(area_plot(areas, title)))
+        write_whole(Path(path), encode_figure(area_plot(areas, title)))
 
 
 def summarised(folder: str, examples: int = 3) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from amx_jax import Preprocess
-from amx_jax.report.encode import encoded
+from amx_jax.report.encode import encode_figure
 from amx_jax.report.panels import (
     BLANK,
     Panel,
@@ -99,7 +99,7 @@ def test_pictures_and_captions_never_overlap_and_nothing_is_cut(one):
     long = one._replace(record=record("a name of a class that nobody would want to read " * 3))
     figure = explanation_grid([wide, tall, long, one], columns=2, dpi=100)
     renderer = figure.canvas.get_renderer() if hasattr(figure.canvas, "get_renderer") else None
-    encoded(figure)
+    encode_figure(figure)
     boxes = [axes.get_window_extent(renderer) for axes in figure.axes]
     boxes += [text.get_window_extent(renderer) for text in figure.texts]
     boxes += [axes.title.get_window_extent(renderer) for axes in figure.axes if axes.get_title()]
@@ -114,7 +114,7 @@ def test_pictures_and_captions_never_overlap_and_nothing_is_cut(one):
 
 @pytest.mark.parametrize("suffix", ["pdf", "svg"])
 def test_vector_files_hold_the_photos_pixels_as_they_are(one, suffix):
-    content = encoded(explanation_grid([one]), suffix)
+    content = encode_figure(explanation_grid([one]), suffix)
     if suffix == "pdf":
         assert content.count(b"/Width 60") == content.count(b"/Height 40") >= 3
         assert b"/FontFile2" in content and b"/Type3" not in content
@@ -189,7 +189,7 @@ def test_text_that_is_too_long_is_cut_to_its_width_and_never_read_as_markup(one)
     for name in ("$\\frac$", "100$", "a_b^c", "猫", "\x00", "<b>&amp;"):
         figure = explanation_grid([one._replace(record=record(name))])
         for suffix in ("png", "pdf", "svg"):
-            assert encoded(figure, suffix)
+            assert encode_figure(figure, suffix)
 
 
 @pytest.mark.parametrize("columns", [0, -1])

@@ -256,7 +256,7 @@ def test_damaged_records_and_pictures_are_told(folder, spoil):
     assert status == 2 and "amx/wide: found a record that lacks" in err and err.count("\n") == 1
     Path("centre/wide/mask.png").unlink()
     status, _, err = amx("plot", "grid", "centre", "--output", "x.png")
-    assert status == 2 and "centre/wide/mask.png: does not exist" in err
+    assert status == 2 and "centre/wide/mask.png: cannot be read: No such file" in err
 
 
 def test_every_help_fits_80_columns(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from amx_jax.report.encode import encoded
+from amx_jax.report.encode import encode_figure
 from amx_jax.report.plots import COLOURS, DASHES, area_plot, retention_plot, sufficiency_plot
 
 AREAS = np.geomspace(0.01, 1, 9)
@@ -17,7 +17,7 @@ FULL = np.ones(9)
 
 
 def pixels(figure):
-    with Image.open(io.BytesIO(encoded(figure))) as image:
+    with Image.open(io.BytesIO(encode_figure(figure))) as image:
         assert image.format == "PNG"
         return np.array(image.convert("RGB")).astype(int)
 
@@ -43,7 +43,7 @@ def test_a_picture_has_one_size_whatever_it_shows():
 def test_the_same_curves_give_the_same_bytes(suffix):
     def draw():
         plot = retention_plot({"amx": (AREAS, AREAS), "rise": (AREAS, FULL)}, "title", 0.1)
-        return encoded(plot, suffix)
+        return encode_figure(plot, suffix)
 
     assert draw() == draw()
 
@@ -148,11 +148,11 @@ def test_no_curves_and_bounds_that_do_not_fit_are_refused():
 def test_pyplot_stays_unloaded_and_matplotlib_until_it_is_needed():
     script = """
 import sys
-from amx_jax.report.encode import encoded
+from amx_jax.report.encode import encode_figure
 from amx_jax.report.plots import retention_plot
 assert "matplotlib" not in sys.modules
 for suffix in ("png", "pdf", "svg"):
-    encoded(retention_plot({"amx": ([0.1, 0.2], [0.5, 1.0])}, "title"), suffix)
+    encode_figure(retention_plot({"amx": ([0.1, 0.2], [0.5, 1.0])}, "title"), suffix)
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -160,15 +160,15 @@ assert "matplotlib.pyplot" not in sys.modules
 
 def test_a_pdf_has_its_fonts_in_it_as_truetype_and_an_svg_needs_none():
     plot = retention_plot({"amx": (AREAS, FULL)}, "δ and a title")
-    pdf = encoded(plot, "pdf")
+    pdf = encode_figure(plot, "pdf")
     assert b"/FontFile2" in pdf and b"/Type3" not in pdf
-    svg = encoded(plot, "svg")
+    svg = encode_figure(plot, "svg")
     assert b"<text" not in svg and b"font-family" not in svg
 
 
 def test_another_kind_of_file_is_refused():
     with pytest.raises(ValueError, match="suffix: found 'jpg', expected png, pdf, svg"):
-        encoded(retention_plot({"amx": (AREAS, FULL)}, ""), "jpg")
+        encode_figure(retention_plot({"amx": (AREAS, FULL)}, ""), "jpg")
 
 
 def test_a_histogram_of_areas_has_bars_as_high_as_their_counts():

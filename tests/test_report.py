@@ -22,7 +22,7 @@ from amx_jax.data.shown import Shown, of_explained
 from amx_jax.errors import OutputError
 from amx_jax.evaluate.curves import AREAS, levels, nested_masks
 from amx_jax.report.page import card, page
-from amx_jax.report.pictures import decoded, encoded, overlay
+from amx_jax.report.pictures import decode_png, encode_png, overlay
 from tests.command import amx
 
 BRIEF = ["--steps=2", "--trials=1", "--batch-size=2", "--candidates=8"]
@@ -99,7 +99,7 @@ def test_a_page_holds_each_photo_mask_curve_and_word(explained, photos):
         kinds = record["robustness"].values()
         assert mask["retention"] == sum(k["kept"] for k in kinds) / sum(k["trials"] for k in kinds)
         photo = found[f"photo-{index}"].removeprefix("data:image/png;base64,")
-        assert np.array_equal(decoded(base64.b64decode(photo)), photos[index])
+        assert np.array_equal(decode_png(base64.b64decode(photo)), photos[index])
 
 
 def test_levels_are_the_nested_masks(photos, rng):
@@ -178,7 +178,11 @@ def test_masks_of_one_photo_share_its_card(explained):
         ("mask.png", None, "mask.png: cannot be read: No such file"),
         ("input.png", b"no picture", "input.png: cannot be read: found damaged data"),
         ("levels.png", None, "levels.png: cannot be read"),
-        ("mask.png", encoded(np.zeros((8, 8), np.uint8)), "found a picture (8, 8), expected (32, 32)"),
+        (
+            "mask.png",
+            encode_png(np.zeros((8, 8), np.uint8)),
+            "found a picture (8, 8), expected (32, 32)",
+        ),
     ],
 )
 def test_a_photo_whose_pictures_are_amiss_fails_alone(explained, name, content, told):
@@ -255,7 +259,7 @@ def test_photos_lie_beside_the_page_where_they_are_too_many(explained, photos, m
     assert sorted(address.removeprefix("a%20page%20%231-files/") for address in addresses) == names
     for address, photo in zip(addresses, photos, strict=False):
         saved = Path("a page #1-files", address.rpartition("/")[2])
-        assert np.array_equal(decoded(saved.read_bytes()), photo)
+        assert np.array_equal(decode_png(saved.read_bytes()), photo)
     assert not {path.parent.name for path in find_photos(["."])[0]} & {"a page #1-files"}
 
     Path("a page #1-files/notes.txt").write_text("mine")
@@ -330,7 +334,7 @@ def test_a_run_has_a_page_of_its_photos_read_again(run, photos):
         assert " ".join(mask["words"]) == row["words"]
         place = next(i for i, c in enumerate(json.loads(found["cards"])) if c["name"] == one["name"])
         photo = found[f"photo-{place}"].removeprefix("data:image/png;base64,")
-        assert np.array_equal(decoded(base64.b64decode(photo)), photos[index])
+        assert np.array_equal(decode_png(base64.b64decode(photo)), photos[index])
 
 
 def test_photos_of_a_run_that_are_elsewhere_or_gone_are_told(run):
@@ -362,7 +366,7 @@ def test_a_notebook_shows_pictures_and_words(explainers, tiny, photos):
     )
     [found] = explainers(tiny, config)([photos[0]])
     text = found._repr_html_()
-    pictures = [decoded(base64.b64decode(data)) for data in re.findall(r'base64,([^"]*)"', text)]
+    pictures = [decode_png(base64.b64decode(data)) for data in re.findall(r'base64,([^"]*)"', text)]
     assert np.array_equal(pictures[0], overlay(photos[0], found.mask))
     assert np.array_equal(pictures[1][found.mask], photos[0][found.mask])
     for said in found.record("")["words"]:

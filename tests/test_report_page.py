@@ -13,7 +13,7 @@ from amx_jax.data.report_files import ReportFiles
 from amx_jax.data.shown import Masked, Shown
 from amx_jax.evaluate.curves import AREAS, levels
 from amx_jax.report.page import card, page
-from amx_jax.report.pictures import encoded
+from amx_jax.report.pictures import encode_png
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -98,7 +98,7 @@ def shown():
 def write(folder: Path, shown, limit: int = 2**30) -> Path:
     files = ReportFiles(folder / "report.html", limit)
     for photo in shown:
-        files.add(None if photo.pixels is None else encoded(photo.pixels))
+        files.add(None if photo.pixels is None else encode_png(photo.pixels))
     return files.write(page([card(photo) for photo in shown], files.photos(), "tiny"))
 
 

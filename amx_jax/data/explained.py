@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from amx_jax.data.photos import read_photo
+from amx_jax.data.photos import DAMAGE, read_photo
 from amx_jax.data.results import EXPLANATION, EXPLANATIONS, is_below, read_explanations, read_json
 from amx_jax.errors import ConfigError, ImageError, OutputError, one_line
 
@@ -63,21 +63,40 @@ def read_records(folder: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
+def read_picture(path: Path, mode: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """A picture that belongs to an explanation.
+
+    Args:
+        path: a PNG file.
+        mode: of Pillow, *RGB* or *L*.
+        shape: that it must have; any by default.
+
+    Raises:
+        ImageError: it is missing, damaged, or of another shape.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            found = np.asarray(image.convert(mode))
+    except (*DAMAGE, Image.UnidentifiedImageError) as error:
+        reason = getattr(error, "strerror", None) or "found damaged data, expected a PNG file"
+        raise ImageError(f"{one_line(path)}: cannot be read: {reason}; {AGAIN}") from error
+    if shape is not None and found.shape != shape:
+        raise ImageError(
+            f"{one_line(path)}: found a picture {found.shape}, expected {shape} as of input.png; "
+            f"{AGAIN}"
+        )
+    return found
+
+
 def read_pictures(place: Path, record: dict[str, Any]) -> Explained:
     """A record with its ``input.png`` and ``mask.png``.
 
     Raises:
-        ImageError: one of them is missing or damaged.
-        OutputError: they do not fit each other.
+        ImageError: one of them is missing or damaged, or they are of two sizes.
     """
-    pixels = np.asarray(read_photo(place / "input.png"))
-    mask = np.asarray(read_photo(place / "mask.png"))[..., 0] > 127
-    if pixels.shape[:2] != mask.shape:
-        raise OutputError(
-            f"{one_line(place)}: found input.png {pixels.shape[:2]} and mask.png {mask.shape}, "
-            f"expected one size; {AGAIN}"
-        )
-    return Explained(record, pixels, mask)
+    pixels = read_picture(place / "input.png", "RGB")
+    mask = read_picture(place / "mask.png", "L", pixels.shape[:2])
+    return Explained(record, pixels, mask > 127)
 
 
 def own_photo(found: Explained, folder: Path, most: int) -> "tuple[np.ndarray, Preprocess]":

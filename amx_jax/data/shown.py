@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from amx_jax.data import shards
-from amx_jax.data.photos import DAMAGE
+from amx_jax.data.explained import read_picture
 from amx_jax.data.results import EXPLANATIONS, is_below, read_explanations
 from amx_jax.data.run_folder import MANIFEST
 from amx_jax.data.sources import Source, ahead
@@ -94,7 +94,7 @@ def of_explained(
         groups.setdefault(record["image"], []).append(record)
     for name, group in groups.items():
         try:
-            pixels = _pixels(folder / group[0]["folder"] / "input.png", "RGB")
+            pixels = read_picture(folder / group[0]["folder"] / "input.png", "RGB")
             masks = tuple(_masked(folder / record["folder"], record, pixels) for record in group)
         except ImageError as error:
             yield Shown(name, failure=str(error))
@@ -103,28 +103,11 @@ def of_explained(
 
 
 def _masked(folder: Path, record: Mapping[str, Any], pixels: np.ndarray) -> Masked:
-    mask = _pixels(folder / "mask.png", "L", pixels.shape[:2]) >= 128
+    mask = read_picture(folder / "mask.png", "L", pixels.shape[:2]) >= 128
     levels = None
     if record.get("curve"):
-        levels = _pixels(folder / "levels.png", "L", pixels.shape[:2])
+        levels = read_picture(folder / "levels.png", "L", pixels.shape[:2])
     return Masked(record, mask, levels)
-
-
-def _pixels(path: Path, mode: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            found = np.asarray(image.convert(mode))
-    except (*DAMAGE, Image.UnidentifiedImageError) as error:
-        reason = getattr(error, "strerror", None) or "found damaged data, expected a PNG file"
-        raise ImageError(
-            f"{one_line(path)}: cannot be read: {reason}; explain the photo again"
-        ) from error
-    if shape is not None and found.shape != shape:
-        raise ImageError(
-            f"{one_line(path)}: found a picture {found.shape}, expected {shape} as of the photo; "
-            "explain the photo again"
-        )
-    return found
 
 
 def of_run(

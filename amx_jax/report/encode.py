@@ -20,7 +20,7 @@ STYLE: Any = {
 }
 
 
-def encoded(figure: "Figure", suffix: str = "png") -> bytes:
+def encode_figure(figure: "Figure", suffix: str = "png") -> bytes:
     """The figure as a file.
 
     Args:
@@ -36,7 +36,7 @@ def encoded(figure: "Figure", suffix: str = "png") -> bytes:
 
     Examples:
         >>> from matplotlib.figure import Figure
-        >>> encoded(Figure())[1:4], encoded(Figure(), "pdf")[:5]
+        >>> encode_figure(Figure())[1:4], encode_figure(Figure(), "pdf")[:5]
         (b'PNG', b'%PDF-')
     """
     import matplotlib

@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from amx_jax.report.pictures import encoded, explanation_pictures
+from amx_jax.report.pictures import encode_png, explanation_pictures
 
 SIDE = 224  # of each picture, in pixels of the page
 
@@ -39,7 +39,7 @@ def explanation_html(
     pictures = explanation_pictures(pixels, mask, background)
     images = "".join(
         f'<img width="{SIDE}" alt="{escape(alt)}" style="margin-right: 12px" '
-        f'src="data:image/png;base64,{base64.b64encode(encoded(pictures[name])).decode()}">'
+        f'src="data:image/png;base64,{base64.b64encode(encode_png(pictures[name])).decode()}">'
         for name, alt in (("overlay", f"overlay: {label}"), ("explanation", f"kept pixels: {label}"))
     )
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in words)

@@ -33,7 +33,7 @@ class Geometry(Protocol):
         ...
 
 
-class Shown(NamedTuple):
+class Pictured(NamedTuple):
     """An explanation as figures show it.
 
     Attributes:
@@ -80,7 +80,7 @@ def shown(
     mask: np.ndarray,
     photo: np.ndarray | None = None,
     geometry: Geometry | None = None,
-) -> Shown:
+) -> Pictured:
     """An explanation, made ready to be drawn: over its photo where that is given, else over the input.
 
     Args:
@@ -99,13 +99,13 @@ def shown(
     """
     if photo is None or geometry is None:
         pixels = np.broadcast_to(pixels, (*mask.shape, 3))
-        return Shown(pixels, mask, np.ones_like(mask), record)
+        return Pictured(pixels, mask, np.ones_like(mask), record)
     size = photo.shape[1], photo.shape[0]
     laid = geometry.uncrop(np.stack([mask, np.ones_like(mask)], axis=-1), size, False)
-    return Shown(photo, laid[..., 0], laid[..., 1], record)
+    return Pictured(photo, laid[..., 0], laid[..., 1], record)
 
 
-def explanation_grid(explained: Sequence[Shown], columns: int = 1, dpi: float = DPI) -> "Figure":
+def explanation_grid(explained: Sequence[Pictured], columns: int = 1, dpi: float = DPI) -> "Figure":
     """A row for each photo: the photo, the overlay, and the kept pixels alone.
 
     Args:
@@ -139,7 +139,7 @@ def explanation_grid(explained: Sequence[Shown], columns: int = 1, dpi: float = 
 
 
 def method_strip(
-    rows: Sequence[Mapping[str, Shown]], columns: int | None = None, dpi: float = DPI
+    rows: Sequence[Mapping[str, Pictured]], columns: int | None = None, dpi: float = DPI
 ) -> "Figure":
     """One photo, or one a row: what each method keeps of it, side by side.
 
@@ -176,7 +176,7 @@ class Step(NamedTuple):
     """
 
     name: str
-    shown: Shown
+    shown: Pictured
 
 
 def evolution_strip(steps: Sequence[Step], columns: int = 6, dpi: float = DPI) -> "Figure":
@@ -206,7 +206,8 @@ def selected(steps: Sequence[Step], count: int) -> list[Step]:
     Examples:
         >>> def step(name, kept):
         ...     mask = np.arange(100).reshape(10, 10) < kept
-        ...     return Step(name, Shown(np.zeros((10, 10, 3), np.uint8), mask, np.ones_like(mask), {}))
+        ...     photo = np.zeros((10, 10, 3), np.uint8)
+        ...     return Step(name, Pictured(photo, mask, np.ones_like(mask), {}))
         >>> steps = [step(str(kept), kept) for kept in (80, 78, 40, 39, 38, 20, 10, 10, 3)]
         >>> [one.name for one in selected(steps, 5)]
         ['80', '40', '20', '10', '3']
@@ -237,7 +238,7 @@ def evolution_gif(steps: Sequence[Step], ticks: int = TICK) -> bytes:
         ValueError: nothing to draw.
 
     Examples:
-        >>> one = Shown(np.zeros((64, 96, 3), np.uint8), *np.ones((2, 64, 96), bool), {})
+        >>> one = Pictured(np.zeros((64, 96, 3), np.uint8), *np.ones((2, 64, 96), bool), {})
         >>> evolution_gif([Step("step 0", one), Step("pruned", one)])[:6]
         b'GIF89a'
     """
@@ -274,7 +275,7 @@ def _area(record: Mapping[str, Any]) -> tuple[str, ...]:
     return (kept,) if record["notion"]["holds"] else (kept, "not enough")
 
 
-def _share(one: Shown) -> str:
+def _share(one: Pictured) -> str:
     """Of the pixels that the classifier sees."""
     return per_cent(float(one.mask.sum() / one.seen.sum()))
 

@@ -124,14 +124,14 @@ def mask_picture(mask: np.ndarray) -> np.ndarray:
     return np.where(mask, np.uint8(255), np.uint8(0))
 
 
-def encoded(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray) -> bytes:
     """A picture as a PNG file in memory, exact to the pixel.
 
     Args:
         pixels: uint8 ``(H, W)`` or ``(H, W, 3)``.
 
     Examples:
-        >>> encoded(np.zeros((2, 2, 3), np.uint8))[1:4]
+        >>> encode_png(np.zeros((2, 2, 3), np.uint8))[1:4]
         b'PNG'
     """
     file = io.BytesIO()
@@ -139,7 +139,7 @@ def encoded(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def decoded(png: bytes) -> np.ndarray:
+def decode_png(png: bytes) -> np.ndarray:
     """A PNG file in memory as uint8 ``(H, W, 3)``."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 

@@ -28,7 +28,7 @@ def retention_plot(
         delta: δ, in [0, 1]; a dashed line is drawn at 1 − δ.
 
     Returns:
-        The figure; :func:`amx_jax.report.encode.encoded` makes a file of it.
+        The figure; :func:`amx_jax.report.encode.encode_figure` makes a file of it.
 
     Raises:
         ValueError: no curves, shapes that do not fit, or values outside [0, 1].
@@ -74,7 +74,7 @@ def sufficiency_plot(
         title: above the plot.
 
     Returns:
-        The figure; :func:`amx_jax.report.encode.encoded` makes a file of it.
+        The figure; :func:`amx_jax.report.encode.encode_figure` makes a file of it.
 
     Raises:
         ValueError: shapes that do not fit, or values outside [0, 1].
@@ -121,7 +121,7 @@ def area_plot(areas: np.ndarray, title: str) -> "Figure":
         title: above the plot.
 
     Returns:
-        The figure; :func:`amx_jax.report.encode.encoded` makes a file of it.
+        The figure; :func:`amx_jax.report.encode.encode_figure` makes a file of it.
 
     Raises:
         ValueError: no areas, or values outside [0, 1].

@@ -104,7 +104,7 @@ class Column(NamedTuple):
     meaning: str
 
 
-class Shown(NamedTuple):
+class Filled(NamedTuple):
     """A column with what it says of some summaries.
 
     Attributes:
@@ -165,7 +165,7 @@ def methods_legend(summaries: Sequence[Mapping[str, Any]], width: int) -> str:
     return "\n".join(f"{shown.heading:<{longest}}  {shown.column.meaning}" for shown in columns)
 
 
-def _shown(summaries: Sequence[Mapping[str, Any]], width: int) -> list[Shown]:
+def _shown(summaries: Sequence[Mapping[str, Any]], width: int) -> list[Filled]:
     """The columns that have a value and for which there is room."""
     reference = summaries[0]["reference"] if summaries else ""
     columns = []
@@ -174,7 +174,7 @@ def _shown(summaries: Sequence[Mapping[str, Any]], width: int) -> list[Shown]:
         if any(cells) or not summaries:
             heading = column.heading.format(reference)
             room = max(cell_len(heading), *(cell.cell_len for cell in cells), 0) + 1
-            columns.append(Shown(column, heading, cells, room))
+            columns.append(Filled(column, heading, cells, room))
     longest = max(map(cell_len, ["method", *(summary["method"] for summary in summaries)]))
     while longest + sum(shown.room for shown in columns) > width:
         last = max(columns, key=lambda shown: shown.column.rank, default=None)
@@ -306,7 +306,7 @@ COLUMNS = (
 )
 
 
-def in_words(names: Sequence[str], records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+def remarks(names: Sequence[str], records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     """Of a single photo its certificate in words, of several what is flagged.
 
     Args:
@@ -319,7 +319,7 @@ def in_words(names: Sequence[str], records: Sequence[Mapping[str, Any]], width: 
 
     Examples:
         >>> flagged, clean = ({"controls": {"flags": flags}} for flags in (["not specific"], []))
-        >>> in_words(["cat", "dog"], [flagged, clean], 80)
+        >>> remarks(["cat", "dog"], [flagged, clean], 80)
         ['flagged: cat: not specific', '']
     """
     sentences = (
