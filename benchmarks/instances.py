@@ -239,7 +239,6 @@ class Options:
         output: where masks and instances.json go.
         steps: of each search.
         batch_size: images that are optimised at a time.
-        prior: as of ``Config``.
     """
 
     data: tuple[Path, ...]
@@ -249,7 +248,6 @@ class Options:
     output: Path = Path("instances")
     steps: int = Config.steps
     batch_size: int = 8
-    prior: float = Config.prior
 
 
 def cases(explainer: Explainer, folder: Path) -> Iterator[Case]:
@@ -361,7 +359,7 @@ def main() -> None:
     """Parse and run."""
     options = tyro.cli(Options)
     share_cores(options.batch_size)
-    config = Config(steps=options.steps, batch_size=options.batch_size, prior=options.prior, controls=0)
+    config = Config(steps=options.steps, batch_size=options.batch_size, controls=0)
     print(run(options, Explainer(load_classifier(), config)))
 
 
