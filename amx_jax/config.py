@@ -44,8 +44,6 @@ class Config:
         free_gain: how many times faster than the kernels the free logit of each cell learns; 0 for an
             autoencoder without them.
         grid: side of the grid of mask logits, in cells.
-        prior: added to the logits where Grad-CAM's map is greatest, nothing where it is least, in
-            proportion between, so that the search begins with what that map favours; 0 for none.
         background: red, green and blue of the removed pixels, 0 to 255; the default, gray, is the zero
             of EfficientNet-Lite's input space, so that e = m⊙x, and close to that of most others.
         stages: the stages whose activations are matched; empty for the classifier's own choice.
@@ -99,7 +97,6 @@ class Config:
     generator: Literal["autoencoder", "grid"] = "autoencoder"
     free_gain: float = 60.0
     grid: int = 28
-    prior: float = 0.0
     background: tuple[int, int, int] = GRAY
     stages: tuple[str, ...] = ()
     objective: Weights = field(default_factory=Weights)
@@ -166,7 +163,6 @@ class Config:
             ("confidence", 0 <= self.confidence <= 1, "from 0 to 1"),
             ("free_gain", 0 <= self.free_gain < math.inf, "at least 0 and finite"),
             ("free_gain", self.free_gain > 0 or self.generator != "grid", "above 0 for the grid"),
-            ("prior", 0 <= self.prior < math.inf, "at least 0 and finite"),
             ("shrink", 0 < self.shrink <= 1, "above 0 and at most 1"),
             ("grow", self.grow >= 1, "at least 1"),
             ("dual", 0 <= self.dual < math.inf, "at least 0 and finite"),

@@ -149,7 +149,7 @@ class Explainer:
             self._optimizer = Optimizer(
                 self.classifier, searched(config), self._devices, self._evaluator.of_search
             )
-            methods = rankings_of(config, self.classifier)
+            methods = starts(self.classifier) if config.notion != "plain" else ()
         else:
             methods = (config.method,)
         self._rank = {name: jax.jit(self._ranking(name)) for name in methods}
@@ -648,8 +648,7 @@ class Stream:
         if isinstance(before, Optimized):
             self._verify(job, before, said)
         else:
-            favoured = np.asarray(job.rankings["gradcam"]) if explainer.config.prior else None
-            slot = optimizer.put(job.seen, job.target, job.name, job.rival, before, favoured)
+            slot = optimizer.put(job.seen, job.target, job.name, job.rival, before)
             self._slots[slot] = job
 
     def _verify(self, job: _Job, optimized: Optimized, said: Sequence[Any] = ()) -> None:
@@ -715,25 +714,14 @@ def searched(config: Config) -> Config:
     return dataclasses.replace(config, objective=objective)
 
 
-def rankings_of(config: Config, classifier: Classifier) -> tuple[str, ...]:
-    """The rankings beside the optimiser's that its search is helped by: ``STARTS`` and the prior's.
-
-    Grad-CAM needs an activation that is an image; where there is none, it is no start.
-
-    Raises:
-        ConfigError: nor can it be a prior.
-    """
-    names = STARTS if config.notion != "plain" else ("gradcam",) if config.prior else ()
-    if "gradcam" not in names:
-        return names
+def starts(classifier: Classifier) -> tuple[str, ...]:
+    """Those of ``STARTS`` that a classifier allows: Grad-CAM needs an activation that is an image."""
     image = jax.ShapeDtypeStruct(classifier.preprocess.shape, np.float32)
     try:
         last_image_stage(classifier.apply, classifier.params, image)
-    except ClassifierError as error:
-        if config.prior:
-            raise ConfigError(f"prior: found {config.prior:g}, expected 0: {error}") from error
-        return tuple(name for name in names if name != "gradcam")
-    return names
+    except ClassifierError:
+        return tuple(name for name in STARTS if name != "gradcam")
+    return STARTS
 
 
 @jax.jit

@@ -544,7 +544,6 @@ def test_every_field_of_the_configuration_is_an_option_of_its_name():
         "generator": "grid",
         "free_gain": 9.0,
         "grid": 7,
-        "prior": 1.5,
         "background": (1, 2, 3),
         "stages": ("stage5", "stage6"),
         "objective": Weights(*(0.5 + i for i in range(len(dataclasses.fields(Weights))))),

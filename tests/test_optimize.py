@@ -215,32 +215,6 @@ def test_the_share_of_the_steps_that_each_slot_has_taken_is_told(tiny, photos):
 # --- the budget -----------------------------------------------------------------------------------
 
 
-def with_ranking(search: Optimizer, photo, ranking) -> Optimized:
-    slot = search.put(photo, None, 0, ranking=ranking)
-    while search.advance()[slot] < 1:
-        pass
-    return search.take(slot)
-
-
-def test_a_prior_that_no_step_can_overcome_orders_the_cells(tiny, photos):
-    """It favours the lower rows: whatever is kept, it is all rows below some one."""
-    rows = np.broadcast_to(np.arange(32, dtype=np.float32)[:, None], (32, 32))
-    search = optimizer(tiny, replace(CONFIG, prior=1e4), 1)
-    found = [with_ranking(search, photo, rows) for photo in photos]
-    assert any(not one.mask.all() for one in found)
-    for one_found in found:
-        kept = one_found.mask.all(axis=1)
-        assert (one_found.mask == kept[:, None]).all() and (np.diff(kept.astype(int)) >= 0).all()
-
-
-def test_a_prior_that_favours_nothing_changes_nothing(tiny, photos):
-    even = np.full((32, 32), 0.5, np.float32)
-    assert_same(
-        with_ranking(optimizer(tiny, replace(CONFIG, prior=5.0), 1), photos[0], even),
-        run(optimizer(tiny, CONFIG, 1), photos[:1])[0],
-    )
-
-
 def test_the_budget_falls_after_a_sufficient_mask_and_rises_after_another(tiny, images, targets):
     seen = set()
     for v in by_hand(tiny, CONFIG, images[4], targets[4], KEYS[4]):

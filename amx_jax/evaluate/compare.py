@@ -330,7 +330,6 @@ def _passes(found: Explanation) -> int:
         return METHODS[config.method].passes + found.calls
     seen = config.notion != "plain" or config.objective.robustness > 0
     terms = 1 + seen + (config.objective.necessity > 0)
-    starts = STARTS if config.notion != "plain" else ("gradcam",) if config.prior else ()
+    starts = sum(METHODS[name].passes for name in STARTS) if config.notion != "plain" else 0
     judged = (1 + seen) if config.hardening == "annealed" else 0  # the hard masks of soft ones
-    ranked = sum(METHODS[name].passes for name in starts)
-    return (2 * terms + judged) * found.steps + ranked + found.calls
+    return (2 * terms + judged) * found.steps + starts + found.calls

@@ -147,7 +147,6 @@ class Optimizer:
         name: int,
         rival: int | None = None,
         state: one.State | None = None,
-        ranking: np.ndarray | None = None,
     ) -> int:
         """Put an image into a free slot.
 
@@ -157,14 +156,13 @@ class Optimizer:
             name: as for :func:`image_keys`.
             rival: the class that it is compared with, or None for what the head says.
             state: where its optimisation stood, as :meth:`states` said it; at the start by default.
-            ranking: ``(H, W)``, what ``config.prior`` favours; of all images or of none.
 
         Returns:
             The slot.
         """
         slot = self.free.pop(0)
         asked = (np.int32(-1 if index is None else index) for index in (target, rival))
-        entering = (pixels, *asked, np.uint32(name), *([] if ranking is None else [ranking]))
+        entering = (pixels, *asked, np.uint32(name))
         self.slots = self._put(self._params, entering, np.int32(slot), state, self.slots)
         return slot
 
@@ -280,8 +278,8 @@ def pure_functions(
         others: other photos for backgrounds that show them, normalised ``(n, H, W, C)``.
 
     Returns:
-        ``enter(params, pixels, target, rival, name, ranking=None) -> (problem, state)``, where a target
-        of −1 stands for the classifier's top class and a rival of −1 for what the head says, and
+        ``enter(params, pixels, target, rival, name) -> (problem, state)``, where a target of −1 stands
+        for the classifier's top class and a rival of −1 for what the head says, and
         ``advance(params, problem, state) -> state``.
     """
     preprocess = classifier.preprocess
@@ -297,18 +295,13 @@ def pure_functions(
     stages = (config.stages or classifier.stages or ()) if config.objective.activation else ()
 
     def enter(
-        params: Any,
-        pixels: Array,
-        target: Array,
-        rival: Array,
-        name: Array,
-        ranking: Array | None = None,
+        params: Any, pixels: Array, target: Array, rival: Array, name: Array
     ) -> tuple[one.Problem, one.State]:
         reference = look(classifier, config.threshold, params, pixels, target, rival)
         reference = reference._replace(activations={s: reference.activations[s] for s in stages})
         init_key, step_key = jax.random.split(image_keys(config.seed, name)[0])
         return (
-            one.pose(config, generator, reference, step_key, ranking),
+            one.pose(config, generator, reference, step_key),
             one.init(config, generator, init_key),
         )
 

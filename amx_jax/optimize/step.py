@@ -15,7 +15,6 @@ from jax import Array
 
 from amx_jax.config import Config, Weights
 from amx_jax.masks.backgrounds import Scene, draw
-from amx_jax.masks.composition import resize
 from amx_jax.masks.generators import Generator, Params
 from amx_jax.masks.hardening import (
     annealed_mask,
@@ -40,13 +39,11 @@ class Problem(NamedTuple):
         reference: what the explanation is measured against.
         seen: the generator's view of the image.
         key: data of the PRNG key of the random backgrounds, uint32.
-        prior: added to the generator's logits, ``(grid, grid)``.
     """
 
     reference: Reference
     seen: Array
     key: Array
-    prior: Array
 
 
 class State(NamedTuple):
@@ -89,13 +86,7 @@ def culprits(config: Config) -> tuple[str, ...]:
     return (*(n for n in weights.__dataclass_fields__ if getattr(weights, n) != 0), "gradient")
 
 
-def pose(
-    config: Config,
-    generator: Generator,
-    reference: Reference,
-    key: Array,
-    ranking: Array | None = None,
-) -> Problem:
+def pose(config: Config, generator: Generator, reference: Reference, key: Array) -> Problem:
     """The problem of one image.
 
     Args:
@@ -103,16 +94,8 @@ def pose(
         generator: static.
         reference: of the image.
         key: of its random backgrounds.
-        ranking: ``(H, W)``, larger where the search shall rather keep, ``config.prior`` says how much;
-            None for nowhere.
     """
-    shape = config.grid, config.grid
-    prior = jnp.zeros(shape)
-    if ranking is not None:
-        small = resize(ranking, shape)
-        low, high = small.min(), small.max()
-        prior = config.prior * (small - low) / jnp.where(high > low, high - low, 1.0)
-    return Problem(reference, generator.see(reference.image), jax.random.key_data(key), prior)
+    return Problem(reference, generator.see(reference.image), jax.random.key_data(key))
 
 
 def init(config: Config, generator: Generator, key: Array) -> State:
@@ -193,7 +176,7 @@ def step(
         sampled = draw(config.kinds, kind, key, Scene(image, low, high, photos))
 
     def objective(params: Params) -> tuple[Array, tuple]:
-        logits = generator.apply(params, problem.seen) + problem.prior
+        logits = generator.apply(params, problem.seen)
         if config.budget:
             logits -= jax.lax.stop_gradient(budget_threshold(logits, state.budget))
         if annealed:
