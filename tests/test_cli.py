@@ -649,8 +649,8 @@ def test_a_reader_who_leaves_early_is_no_error():
 def test_the_installed_command_explains_a_real_photo(tmp_path):
     command = Path(sys.executable).with_name("amx")
     shutil.copy(bundled_photos()[1], tmp_path)
-    arguments = ["explain", "coffee.png", "--steps", "30", "--trials", "1", "--batch-size", "1"]
-    arguments += ["--cell", "28", "--no-cache"]
+    arguments = ["explain", "coffee.png", "--steps", "15", "--trials", "1", "--batch-size", "1"]
+    arguments += ["--cell", "28"]
     result = subprocess.run([command, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert "espresso" in result.stdout
@@ -699,7 +699,7 @@ def test_methods_are_compared_on_annotated_photos_and_a_bad_photo_stops_nothing(
     (folder / "images" / "torn.png").write_bytes(b"nothing")
     output = tmp_path / "out"
     arguments = ["evaluate", str(folder), "--methods", "occlusion", "centre", "--output", str(output)]
-    arguments += ["--trials", "2", "--cell", "28", "--candidates", "8", "--no-curves"]
+    arguments += ["--trials", "2", "--cell", "28", "--no-curves"]
     assert main(arguments) == 1
     captured = capsys.readouterr()
     assert "torn.png" in captured.err and captured.err.count("\n") == 1

@@ -426,10 +426,13 @@ def inputs(preprocess: Preprocess) -> np.ndarray:
 
 
 def logits_of(classifier: Classifier, images: np.ndarray) -> np.ndarray:
-    run = jax.jit(jax.vmap(lambda params, image: classifier.apply(params, image)[0], (None, 0)))
-    assert len(images) % 20 == 0
-    batches = images.reshape(-1, 20, *images.shape[1:])
-    return np.concatenate([run(classifier.params, batch) for batch in batches])
+    """One image at a time, which takes a CPU a third of the time that ``vmap`` does."""
+
+    @jax.jit
+    def run(params, images):
+        return jax.lax.map(lambda image: classifier.apply(params, image)[0], images)
+
+    return np.asarray(run(classifier.params, images))
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
