@@ -115,7 +115,7 @@ class Config:
     kinds: tuple[str, ...] = ("colour", "noise", "blur")
     delta: float = 0.1
     certainty: float = 0.95
-    backgrounds: int = 60
+    backgrounds: int = 48
     confidence: float = 0.0
     goal: Literal["sufficient", "necessary", "complete"] = "sufficient"
     prune: bool = True

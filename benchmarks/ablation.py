@@ -10,8 +10,8 @@ default.
 ``ablation.json`` in DIR holds the same numbers and a record of each photo and row.
 
 Seconds are of all photos of a row together, shared among them, without XLA's compilation. Where the
-notion is not plain, the default's mask comes from a race of the optimiser's ranking with those of
-``amx_jax.explainer.STARTS``, so that is what the table speaks of.
+notion is not plain, the default's mask comes from a race of the optimiser's ranking with Grad-CAM's, so
+that is what the table speaks of.
 """
 
 import platform

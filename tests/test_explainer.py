@@ -13,7 +13,7 @@ from PIL import Image
 from amx_jax import Config, Explainer, Explanation, Unexplained, Weights, load_classifier
 from amx_jax.data.photos import bundled_photos, read_photo
 from amx_jax.errors import ConfigError, ImageError, UnknownNameError
-from amx_jax.explainer import starts
+from amx_jax.explainer import start_of
 from amx_jax.verify.evaluator import Evaluator
 
 CONFIG = Config(
@@ -589,13 +589,13 @@ def test_a_robust_mask_keeps_its_class_on_backgrounds_that_nobody_has_seen(tiny,
         assert certificate.holds and certificate.bound >= 0.7
         assert certificate.certainty == pytest.approx(1 - 0.05 / 3)
         assert share > 0.6  # four standard deviations below the bound
-        assert explanation.start in ("amx", *starts(tiny))
+        assert explanation.start in ("amx", start_of(tiny))
     assert np.mean(shares["plain"]) < np.mean(shares["robust"]) - 0.1
 
 
 def test_a_robust_mask_needs_no_activations(tiny, photos):
     blind = replace(tiny, apply=lambda params, image: tiny.apply(params, image)[0], stages=None)
-    assert starts(tiny) == ("gradcam", "rise") and starts(blind) == ("rise",)
+    assert start_of(tiny) == "gradcam" and start_of(blind) == "rise"
     objective = replace(BRIEF.objective, activation=0.0)
     config = replace(BRIEF, notion="robust", kinds=("noise",), objective=objective)
     [explanation] = Explainer(blind, config)(list(photos[:1]))

@@ -198,6 +198,8 @@ def test_without_a_target_the_top_class_is_explained(tiny, photos, targets):
 def test_without_a_sufficient_mask_all_pixels_stay(tiny, photos):
     outcomes = run(optimizer(tiny, CONFIG), photos, repeat(tiny.class_index("never")))
     assert all(outcome.mask.all() and outcome.failure is None for outcome in outcomes)
+    # Nor is what the steps learnt lost: it orders the pixels.
+    assert all(len(np.unique(outcome.logits)) > 32 for outcome in outcomes)
 
 
 def test_the_share_of_the_steps_that_each_slot_has_taken_is_told(tiny, photos):

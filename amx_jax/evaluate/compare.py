@@ -24,7 +24,7 @@ from amx_jax.evaluate.curves import TRIALS, Curves, nested_masks, sufficiency_cu
 from amx_jax.evaluate.metrics import energy_pointing_game, greatest_change, iou, pointing_game
 from amx_jax.evaluate.peers import METHODS
 from amx_jax.evaluate.randomised import randomised
-from amx_jax.explainer import STARTS, Explainer, Photo
+from amx_jax.explainer import Explainer, Photo
 from amx_jax.explanation import Explanation, Unexplained
 
 PRUNED = "+prune"  # the end of a method's name that asks for pruning; the optimiser's masks always are
@@ -134,7 +134,8 @@ def compare(
                 if method == next(iter(configs)):
                     areas[name] = explanation.certificate.area
                 place = region(explanation.target)
-                record = record_of(method, name, explanation, place, seconds, areas.get(name))
+                costs = sum(METHODS[ranking].passes for ranking in explainer.rankings)
+                record = record_of(method, name, explanation, place, seconds, areas.get(name), costs)
                 if any(measures):  # else an explanation's arrays need not stay in memory
                     found.append((explanation, record))
                 yield record
@@ -268,6 +269,7 @@ def record_of(
     region: np.ndarray | None,
     seconds: float,
     area: float | None = None,
+    rankings: int = 0,
 ) -> dict[str, Any]:
     """What tables and plots are made of, of one photo and method.
 
@@ -279,6 +281,7 @@ def record_of(
         seconds: that it took.
         area: share of the pixels at which all methods are compared: how much of the nested mask of that
             area lies on the object; None where there is no such share.
+        rankings: passes through the classifier that other methods' rankings cost.
     """
     c = found.certificate
     record = found.record(name)
@@ -314,7 +317,7 @@ def record_of(
         **place,
         "controls": record["controls"],
         "seconds": seconds,
-        "passes": _passes(found),
+        "passes": rankings + _passes(found),
         "insertion": None,
         "deletion": None,
         "curve": None,
@@ -324,12 +327,9 @@ def record_of(
 
 
 def _passes(found: Explanation) -> int:
-    """Through the classifier, forward 1, forward and back 2; without the certificate's."""
+    """Through the classifier, forward 1, forward and back 2, of optimising and pruning."""
     config = found.config
-    if config.method != "amx":
-        return METHODS[config.method].passes + found.calls
     seen = config.notion != "plain" or config.objective.robustness > 0
     terms = 1 + seen + (config.objective.necessity > 0)
-    starts = sum(METHODS[name].passes for name in STARTS) if config.notion != "plain" else 0
     judged = (1 + seen) if config.hardening == "annealed" else 0  # the hard masks of soft ones
-    return (2 * terms + judged) * found.steps + starts + found.calls
+    return (2 * terms + judged) * found.steps + found.calls

@@ -56,7 +56,8 @@ class State(NamedTuple):
         budget: share of the grid that is kept; where ``config.dual`` is above 0, what multiplies the
             weight of the area instead, from 1 on.
         area: kept share of the pixels of the best mask so far; 1 while there is none.
-        logits: ``(grid, grid)``, positive where the best mask keeps.
+        logits: ``(grid, grid)``, positive where the best mask keeps; while there is none those of the
+            last step, raised to be positive everywhere.
         improved: the step after which the area last fell by ``config.progress`` since then.
         mark: the area at that step.
         failed: step at which a term or gradient was not finite, or −1.
@@ -211,6 +212,8 @@ def step(
     area = jnp.mean(hard_mask(logits, shape), dtype=jnp.float32)
     # One lucky background says little: the last mask that held, not the smallest.
     better = sufficient & ((area < state.area) if plain else True)
+    # Without a mask that held all pixels stay, in the order that has been learnt so far.
+    everywhere = logits - jnp.min(logits) + 1
     progressed = better & (area <= (1 - config.progress) * state.mark)
     factor = jnp.where(sufficient, holds, breaks)
     number = state.number + 1
@@ -224,7 +227,7 @@ def step(
         optimizer=optimizer,
         budget=jnp.clip(state.budget * factor, least, most),
         area=jnp.where(better, area, state.area),
-        logits=jnp.where(better, logits, state.logits),
+        logits=jnp.where(better, logits, jnp.where(state.area < 1, state.logits, everywhere)),
         improved=jnp.where(progressed, number, state.improved),
         mark=jnp.where(progressed, area, state.mark),
         failed=state.failed,
