@@ -88,6 +88,19 @@ def read_picture(path: Path, mode: str, shape: tuple[int, ...] | None = None) ->
     return found
 
 
+def read_mask(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A folder's ``mask.png``, bool: true where it is lighter than half.
+
+    Args:
+        folder: of an explanation.
+        shape: that it must have.
+
+    Raises:
+        ImageError: it is missing, damaged, or of another shape.
+    """
+    return read_picture(folder / "mask.png", "L", shape) > 127
+
+
 def read_pictures(place: Path, record: dict[str, Any]) -> Explained:
     """A record with its ``input.png`` and ``mask.png``.
 
@@ -95,8 +108,7 @@ def read_pictures(place: Path, record: dict[str, Any]) -> Explained:
         ImageError: one of them is missing or damaged, or they are of two sizes.
     """
     pixels = read_picture(place / "input.png", "RGB")
-    mask = read_picture(place / "mask.png", "L", pixels.shape[:2])
-    return Explained(record, pixels, mask > 127)
+    return Explained(record, pixels, read_mask(place, pixels.shape[:2]))
 
 
 def own_photo(found: Explained, folder: Path, most: int) -> "tuple[np.ndarray, Preprocess]":

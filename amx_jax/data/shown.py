@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from amx_jax.data import shards
-from amx_jax.data.explained import read_picture
+from amx_jax.data.explained import read_mask, read_picture
 from amx_jax.data.results import EXPLANATIONS, is_below, read_explanations
 from amx_jax.data.run_folder import MANIFEST
 from amx_jax.data.sources import Source, ahead
@@ -103,7 +103,7 @@ def of_explained(
 
 
 def _masked(folder: Path, record: Mapping[str, Any], pixels: np.ndarray) -> Masked:
-    mask = read_picture(folder / "mask.png", "L", pixels.shape[:2]) >= 128
+    mask = read_mask(folder, pixels.shape[:2])
     levels = None
     if record.get("curve"):
         levels = read_picture(folder / "levels.png", "L", pixels.shape[:2])
