@@ -46,6 +46,8 @@ class Evaluator:
         others: np.ndarray | None = None,
     ):
         self.batch_size = devices.slots(batch_size)
+        # The devices in turn, so that a batch that is not full leaves none of them idle.
+        self._slots = np.arange(self.batch_size).reshape(len(devices.devices), -1).T.ravel()
         self.kinds = tuple(kinds)
         self._params = devices.replicate(classifier.params)
         normalize = classifier.preprocess.normalize
@@ -143,16 +145,20 @@ class Evaluator:
         count = len(masks)
         if not count:
             return Judged(np.zeros(0, np.float32), np.zeros(0, np.float32))
-        index = [*range(count), *[0] * (self.batch_size - count)]
+        slots = self._slots[:count]
+        index = np.zeros(self.batch_size, int)
+        index[slots] = np.arange(count)
+        used = np.zeros(self.batch_size, bool)
+        used[slots] = True
         found = program(
             self._params,
             np.stack([pixels[i] for i in index]),
             _stacked([decisions[i] for i in index]),
             np.stack([masks[i] for i in index]),
             *(values[index] for values in more),
-            np.arange(self.batch_size) < count,
+            used,
         )
-        margins, probabilities = (np.asarray(values)[:count] for values in found)
+        margins, probabilities = (np.asarray(values)[slots] for values in found)
         return Judged(margins, probabilities)
 
     def unseen(
