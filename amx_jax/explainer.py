@@ -34,10 +34,6 @@ from amx_jax.verify.pool import Judged, Pool, Search
 from amx_jax.verify.prune import prune, smallest_prefix, step_back, widen
 from amx_jax.verify.top import Top
 
-# Where a mask must hold on many backgrounds, the first of these rankings that a classifier allows
-# competes with the optimiser's to be pruned: which start is smaller differs from photo to photo. Both
-# would find masks a little smaller still, for a fifth more passes (benchmarks/README.md).
-STARTS = ("gradcam", "rise")
 TRIALS = {"plain": 32, "robust": 160, "worst": 160}  # of each kind in the certificate
 OPTIMISED = 0.6  # the share of a photo's time by which its optimisation ends, as measured
 # The default pruning cell: 1/28 of the input's side, 8 pixels of 224, or 16 where each test is dear.
@@ -86,9 +82,6 @@ class Explainer:
         others: photos of other things, at least two for backgrounds that show them: those in even
             places appear in the search, the others in the certificate. All are seen through the mask,
             to know whether its shape alone gives the decision.
-
-    Attributes:
-        rankings: names of those of ``amx_jax.evaluate.peers.METHODS`` that are computed of each photo.
 
     Raises:
         ConfigError: a stage that the classifier does not have, or too few other photos.
@@ -153,10 +146,15 @@ class Explainer:
             self._optimizer = Optimizer(
                 self.classifier, searched(config), self._devices, self._evaluator.of_search
             )
-            self.rankings = (start_of(self.classifier),) if config.notion != "plain" else ()
+            methods = [start_of(self.classifier)] if config.notion != "plain" else []
         else:
-            self.rankings = (config.method,)
-        self._rank = {name: jax.jit(self._ranking(name)) for name in self.rankings}
+            methods = [config.method]
+        self._rank = {name: jax.jit(self._ranking(name)) for name in methods}
+
+    @property
+    def rankings(self) -> tuple[str, ...]:
+        """Names of those of ``amx_jax.evaluate.peers.METHODS`` that are computed of each photo."""
+        return tuple(self._rank)
 
     def ranked_by(self, method: str, prune: bool = True) -> "Explainer":
         """The same with pixels ranked by another method; what verifies is compiled once for both.
@@ -719,13 +717,18 @@ def searched(config: Config) -> Config:
 
 
 def start_of(classifier: Classifier) -> str:
-    """The first of ``STARTS`` that a classifier allows: Grad-CAM needs an image-like activation."""
+    """The ranking that competes with the optimiser's where a mask must hold on many backgrounds.
+
+    Which start is smaller differs from photo to photo. It is Grad-CAM's, or RISE's where no activation
+    is like an image; both would find masks a little smaller still, for a fifth more passes
+    (benchmarks/README.md).
+    """
     image = jax.ShapeDtypeStruct(classifier.preprocess.shape, np.float32)
     try:
         last_image_stage(classifier.apply, classifier.params, image)
     except ClassifierError:
-        return next(name for name in STARTS if name != "gradcam")
-    return STARTS[0]
+        return "rise"
+    return "gradcam"
 
 
 @jax.jit

@@ -45,6 +45,17 @@ class Devices:
         least = len(self.devices) * (self._chunk or 1)
         return -(-batch_size // least) * least
 
+    def in_turn(self, slots: int) -> list[int]:
+        """The order in which the slots of a batch are best filled: neighbours share a device, so every
+        n-th comes first, and a batch that is not full keeps the devices equally busy.
+
+        Examples:
+            >>> Devices(2 * jax.devices()[:1]).in_turn(6)
+            [0, 3, 1, 4, 2, 5]
+        """
+        share = slots // len(self.devices)
+        return [d * share + i for i in range(share) for d in range(len(self.devices))]
+
     def owner(self, index: Array, slots: int) -> tuple[Array, Array]:
         """Inside a lifted program: whether this device holds slot ``index``, and where in its share."""
         share = slots // len(self.devices)

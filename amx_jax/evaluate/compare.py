@@ -124,6 +124,7 @@ def compare(
     curves = Curves(classifier) if measures.curves else None
     for method, own in configs.items():
         explainer = _following(explainer, classifier, own, others)
+        costs = sum(METHODS[ranking].passes for ranking in explainer.rankings)
         found: list[tuple[Explanation, dict[str, Any]]] = []
         before = time.perf_counter()
         for name, region, explanation in zip(names, regions, explainer.stream(photos), strict=True):
@@ -134,7 +135,6 @@ def compare(
                 if method == next(iter(configs)):
                     areas[name] = explanation.certificate.area
                 place = region(explanation.target)
-                costs = sum(METHODS[ranking].passes for ranking in explainer.rankings)
                 record = record_of(method, name, explanation, place, seconds, areas.get(name), costs)
                 if any(measures):  # else an explanation's arrays need not stay in memory
                     found.append((explanation, record))

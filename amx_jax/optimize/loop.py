@@ -118,9 +118,7 @@ class Optimizer:
         self._advance = devices.lift(advance, donate=(2,))
         self._enlarge = jax.jit(enlarge)
         self._shapes = shapes_of_one(self.classifier, enter)
-        # Neighbours share a device: filling every n-th first keeps the devices equally busy.
-        share = self.count // len(devices.devices)
-        self._order = [d * share + i for i in range(share) for d in range(len(devices.devices))]
+        self._order = devices.in_turn(self.count)
         self.free = list(self._order)
 
     @cached_property

@@ -46,8 +46,7 @@ class Evaluator:
         others: np.ndarray | None = None,
     ):
         self.batch_size = devices.slots(batch_size)
-        # The devices in turn, so that a batch that is not full leaves none of them idle.
-        self._slots = np.arange(self.batch_size).reshape(len(devices.devices), -1).T.ravel()
+        self._order = devices.in_turn(self.batch_size)
         self.kinds = tuple(kinds)
         self._params = devices.replicate(classifier.params)
         normalize = classifier.preprocess.normalize
@@ -145,7 +144,7 @@ class Evaluator:
         count = len(masks)
         if not count:
             return Judged(np.zeros(0, np.float32), np.zeros(0, np.float32))
-        slots = self._slots[:count]
+        slots = self._order[:count]
         index = np.zeros(self.batch_size, int)
         index[slots] = np.arange(count)
         used = np.zeros(self.batch_size, bool)
