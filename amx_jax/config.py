@@ -1,8 +1,10 @@
 """Every choice of a run, as one frozen value with defaults that work."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin
 
 from amx_jax.errors import ConfigError, nearest
 
@@ -137,6 +139,8 @@ class Config:
         Raises:
             ConfigError: naming the field, what was found and what was expected.
         """
+        for name, found, expected in _of_another_type(self):
+            raise ConfigError(f"{name}: found {found!r}, expected {expected}")
         above_zero = ("learning_rate", "temperature", "grow")
         at_least_one = ("steps", "grid", "backgrounds", "seeds", "batch_size", "candidates")
         inside = ("threshold", "delta", "certainty")
@@ -190,6 +194,27 @@ class Config:
                 raise ConfigError(f"{name}: found {found!r}, expected {expected}")
 
 
+def _of_another_type(values: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """The fields of a dataclass that hold another type than they declare, and what they should hold."""
+    for of in fields(values):
+        name, value, kind = prefix + of.name, getattr(values, of.name), of.type
+        if kind is Weights and isinstance(value, Weights):
+            yield from _of_another_type(value, f"{name}.")
+        elif get_origin(kind) is tuple:
+            each = get_args(kind)[0]
+            if not (isinstance(value, tuple) and all(_is_a(one, each) for one in value)):
+                yield name, value, f"a tuple, each of it {IN_WORDS[each]}"
+        elif not _is_a(value, str if get_origin(kind) is Literal else kind):
+            yield name, value, IN_WORDS.get(kind, "text")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type; NumPy's numbers are numbers, and truth values are none."""
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
 def preset(name: str) -> Config:
     """A named configuration.
 
@@ -211,6 +236,13 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
+IN_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    Weights: "Weights",
+}
 DTYPES = ("float32", "bfloat16")
 HARDENINGS = ("straight-through", "annealed")
 GENERATORS = ("autoencoder", "grid")

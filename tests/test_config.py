@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from amx_jax import Config, Weights, preset
@@ -42,7 +43,7 @@ WRONG = {
     "chunk": (-1,),
     "dtype": ("float16", "float64", ""),
 }
-# By the classifier, below, and the last three by their type.
+# By the classifier, below, and the last three by nothing but their type.
 CHECKED_ELSEWHERE = {"stages", "objective", "budget", "prune", "remat"}
 AT_THE_EDGE = {
     "grid": (4, 512),
@@ -110,6 +111,45 @@ def test_a_multiplier_of_the_area_needs_an_area_term_and_no_budget():
     with pytest.raises(ConfigError, match=r"dual: found 0\.1, expected 0 where there is a budget"):
         Config(dual=0.1, objective=Weights(area=1.0))
     assert Config(budget=False, dual=0.1, objective=Weights(area=1.0)).dual == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("steps", "175", "a whole number"),
+        ("steps", 1.5, "a whole number"),
+        ("seed", True, "a whole number"),
+        ("shrink", "0.98", "a number"),
+        ("shrink", None, "a number"),
+        ("delta", True, "a number"),
+        ("budget", "no", "True or False"),
+        ("prune", 1, "True or False"),
+        ("remat", None, "True or False"),
+        ("method", None, "text"),
+        ("notion", ["plain"], "text"),
+        ("kinds", "noise", "a tuple, each of it text"),
+        ("kinds", ["noise"], "a tuple, each of it text"),
+        ("stages", ("a", 1), "a tuple, each of it text"),
+        ("background", [0, 0, 0], "a tuple, each of it a whole number"),
+        ("background", (0, 0, 0.5), "a tuple, each of it a whole number"),
+        ("objective", {"area": 1.0}, "Weights"),
+    ],
+)
+def test_another_type_is_refused_in_words(name, value, expected):
+    with pytest.raises(ConfigError) as error:
+        Config(**{name: value})
+    assert str(error.value) == f"{name}: found {value!r}, expected {expected}"
+
+
+def test_a_weight_of_another_type_is_refused_by_the_name_of_its_term():
+    with pytest.raises(ConfigError, match=r"^objective\.area: found '1', expected a number$"):
+        Config(objective=Weights(area="1"))
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = Config(steps=np.int64(3), shrink=np.float32(0.5), background=tuple(np.uint8([1, 2, 3])))
+    assert config == Config(steps=3, shrink=0.5, background=(1, 2, 3))
+    assert Config(shrink=1).shrink == 1  # a whole number where any will do
 
 
 @pytest.mark.parametrize(("name", "value"), cases(AT_THE_EDGE))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from amx_jax.data.run_folder import Lock, Log, begin
@@ -31,6 +32,11 @@ def test_the_same_run_may_go_on_and_another_is_told_each_field_that_differs(tmp_
     assert "data 'photos', found 'pictures'" in str(refused.value)
     assert "config.steps 100, found 7" in str(refused.value)
     assert "kinds" not in str(refused.value)
+
+
+def test_numbers_of_numpy_are_the_same_numbers(tmp_path):
+    begin(tmp_path, ABOUT)
+    begin(tmp_path, {**ABOUT, "config": {**ABOUT["config"], "steps": np.int64(100)}})
 
 
 def test_a_field_that_is_missing_or_new_differs_too(tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from amx_jax.data.results import check_output, read_json, write_json
+from amx_jax.data.results import check_output, plain, read_json, write_json
 from amx_jax.errors import OutputError, one_line
 
 MANIFEST = "run.json"
@@ -47,7 +47,7 @@ def begin(folder: Path, about: Mapping[str, Any]) -> None:
         write_json(path, about)
         return
     before = read_json(path, "what a run was begun with", "choose another output folder")
-    theirs, ours = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(about))))
+    theirs, ours = dict(_leaves(before)), dict(_leaves(plain(about)))
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     if names:
         found = ", ".join(f"{n} {theirs.get(n)!r}, found {ours.get(n)!r}" for n in names)
