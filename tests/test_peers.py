@@ -463,6 +463,18 @@ def test_the_area_loss_is_the_distance_to_the_nearest_binary_mask_of_that_area(z
     assert float(area_loss(jnp.asarray(mask), zeros)) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("zeros", [0, 1, 700, 1599, 1600])
+def test_the_area_losss_gradient_is_that_of_sorted_pixels_equal_ones_in_their_order(zeros):
+    def by_sorting(mask):
+        reference = (jnp.arange(mask.size) >= zeros).astype(mask.dtype)
+        return jnp.mean((jnp.sort(mask.ravel()) - reference) ** 2)
+
+    values = np.random.default_rng(0).uniform(size=(40, 40)).astype(np.float32)
+    for mask in (values, values**8, values.round(1), np.ones_like(values), np.zeros_like(values)):
+        found = jax.grad(area_loss)(jnp.asarray(mask), zeros)
+        np.testing.assert_array_equal(found, jax.grad(by_sorting)(jnp.asarray(mask)))
+
+
 @pytest.mark.parametrize("mirror", [True, False])
 def test_the_ascent_is_the_one_of_torchs_optimiser(tiny, twin, image, mirror):
     """From a random grid: from one of ones, the order of tied pixels would be anyone's."""
@@ -498,8 +510,9 @@ def test_the_ascent_is_the_one_of_torchs_optimiser(tiny, twin, image, mirror):
     for time in range(steps):
         state = advance(state, time)
     assert np.abs(state.grid - start).max() > 0.1
-    assert_close(state.grid, grid.detach(), 1e-4)
-    assert_close(state.mask, mask.detach(), 1e-4)
+    # Rounding decides on which side of the area the pixel at its edge falls, which is worth 1e-4.
+    assert_close(state.grid, grid.detach(), 3e-4)
+    assert_close(state.mask, mask.detach(), 3e-4)
 
 
 @pytest.fixture(scope="module")

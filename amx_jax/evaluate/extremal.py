@@ -216,22 +216,23 @@ def smooth_mask(grid: Array, shape: tuple[int, int], step: int, sigma: float) ->
     # Pixels and cells on one axis: within a cell, the distances repeat from cell to cell.
     offset = np.arange(step)[:, None] - sigma - step * (np.arange(2 * radius + 1) - padding)
     square = (offset**2).astype(np.float32)
+    top, left = np.indices((2 * radius + 1, 2 * radius + 1)).reshape(2, -1)
+    distance = np.sqrt(square[:, None, top] + square[:, left]) / sigma
+    kernels = np.exp(-2 * np.maximum(distance - 0.5, 0) ** 2).reshape(step * step, -1)
     padded = jnp.pad(grid, padding)
+    near = [padded[i : i + rows, j : j + columns].ravel() for i, j in zip(top, left, strict=True)]
+    cells = jnp.stack(near)
 
-    def add(total: tuple[Array, Array], near: Array) -> tuple[tuple[Array, Array], None]:
-        top, left = near
-        cells = jax.lax.dynamic_slice(padded, (top, left), (rows, columns))
-        distance = jnp.sqrt(jnp.asarray(square)[:, top, None] + jnp.asarray(square)[:, left]) / sigma
-        kernel = jnp.exp(-2 * jnp.maximum(distance - 0.5, 0) ** 2)
-        share = cells[:, None, :, None] * kernel[:, None, :]
+    def at(kernel: Array) -> Array:
+        """The mask at one place in every cell, from the cells near it."""
+        share = cells * kernel[:, None]
         weight = jnp.exp(COLDNESS * share)
-        return (total[0] + share * weight, total[1] + weight), None
+        return jnp.sum(share * weight, axis=0) / jnp.sum(weight, axis=0)
 
-    near = jnp.indices((2 * radius + 1, 2 * radius + 1)).reshape(2, -1).T
-    nothing = jnp.zeros((rows, step, columns, step), grid.dtype)
     # Computed again in the backward pass: all neighbours together are 80 times the mask.
-    (total, weights), _ = jax.lax.scan(jax.checkpoint(add), (nothing, nothing), near)
-    mask = (total / weights).reshape(rows * step, columns * step)
+    places = jax.lax.map(jax.checkpoint(at), jnp.asarray(kernels, grid.dtype))
+    mask = places.reshape(step, step, rows, columns).transpose(2, 0, 3, 1)
+    mask = mask.reshape(rows * step, columns * step)
     return mask[: (rows - 1) * step + 1, : (columns - 1) * step + 1]
 
 
@@ -250,8 +251,33 @@ def area_loss(mask: Array, zeros: Array | int) -> Array:
         >>> float(area_loss(mask, 3)), float(area_loss(mask, 2))
         (0.0, 0.25)
     """
-    reference = (jnp.arange(mask.size) >= zeros).astype(mask.dtype)
-    return jnp.mean((jnp.sort(mask.ravel()) - reference) ** 2)
+    reference = 1 - _smallest(jax.lax.stop_gradient(mask).ravel(), zeros)
+    return jnp.mean((mask.ravel() - reference) ** 2)
+
+
+def _smallest(values: Array, count: Array | int) -> Array:
+    """1 where one of the ``count`` smallest values is, of equal ones the first, else 0.
+
+    By bisection: a loss needs no order, and XLA's sort is slow on a CPU.
+
+    Args:
+        values: ``(n,)``, not negative.
+        count: 0 … n.
+    """
+    bits = 8 * values.dtype.itemsize
+    # Read as whole numbers, floats that are not negative keep their order.
+    order = jax.lax.bitcast_convert_type(values, f"int{bits}")
+
+    def halve(_, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        few, enough = ends  # as bounds: so many values are at most this
+        middle = few + (enough - few) // 2
+        holds = jnp.sum(order <= middle) >= count
+        return jnp.where(holds, few, middle), jnp.where(holds, middle, enough)
+
+    few, last = jax.lax.fori_loop(0, bits, halve, (-jnp.ones_like(order[0]), order.max()))
+    below, tied = order <= few, order == last
+    chosen = below | (tied & (jnp.cumsum(tied) <= count - jnp.sum(below)))
+    return chosen.astype(values.dtype)
 
 
 def pyramid(image: Array, baseline: Array, kind: Kind = "blur", max_blur: float = 20.0) -> Array:
