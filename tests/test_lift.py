@@ -190,10 +190,29 @@ def test_where_masks_are_judged_no_device_waits_for_another(evaluator, photos):
     batch = jax.tree.map(lambda x: np.stack([x] * count), one)
     assert collectives(evaluator._plain, evaluator._params, *batch) == []
     keys, kinds = np.zeros((count, 2), np.uint32), np.zeros(count, np.int32)
-    unseen = evaluator._on_background
+    unseen = evaluator._unseen
     assert collectives(unseen, evaluator._params, pixels, decision, mask, kinds, keys) == []
     views = (*batch[:3], kinds, keys, batch[3])
     assert collectives(evaluator._in_search, evaluator._params, *views) == []
+
+
+def test_a_chunk_whose_backgrounds_are_chosen_costs_one_pass_a_mask(tiny, photos):
+    """``vmap`` computes both sides of a choice, so no side of one may hold the classifier."""
+    together = Evaluator(
+        tiny, CONFIG.background, 4, Devices(jax.devices()[:1], chunk=4), kinds=("black",)
+    )
+    decision = Decision(np.int32(0), np.int32(ALL_OTHERS), np.float32(-np.inf))
+    one = (photos[0], decision, np.ones((32, 32), bool))
+    asked, background = jax.tree.map(
+        lambda x: np.stack([x] * 4), (one, (np.int32(-1), np.zeros(2, np.uint32)))
+    )
+    used = np.ones(4, bool)
+
+    def operations(program, *arguments):
+        return program.lower(together._params, *arguments).compile().cost_analysis()["flops"]
+
+    plain = operations(together._plain, *asked, used)
+    assert operations(together._in_search, *asked, *background, used) < 1.3 * plain
 
 
 @pytest.mark.slow

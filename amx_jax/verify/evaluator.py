@@ -3,8 +3,7 @@
 One shape means one compilation, and the same bits for a mask whatever else is in the batch.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,43 +65,45 @@ class Evaluator:
                 probability(classifier.head, logits, decision.target),
             )
 
+        def where_used(used: Array, judge: Callable[[], tuple[Array, Array]]):
+            return jax.lax.cond(used, judge, lambda: (jnp.zeros(()), jnp.zeros(())))
+
         def plain(params, pixels: Array, decision: Decision, mask: Array, used: Array):
             def judge() -> tuple[Array, Array]:
                 image = normalize(pixels.astype(jnp.float32))
                 return classify(params, image, mask, colour, decision)
 
-            return jax.lax.cond(used, judge, lambda: (jnp.zeros(()), jnp.zeros(())))
+            return where_used(used, judge)
 
-        def on_drawn(
-            others: Array,
-            params,
-            pixels: Array,
-            decision: Decision,
-            mask: Array,
-            kind: Array,
-            key: Array,
-        ):
-            image = normalize(pixels.astype(jnp.float32))
+        def drawn(others: Array, image: Array, kind: Array, key: Array) -> Array:
             scene = Scene(image, low, high, others)
-            behind = draw(self.kinds, kind, jax.random.wrap_key_data(key), scene)
-            return classify(params, image, mask, behind, decision)
+            return draw(self.kinds, kind, jax.random.wrap_key_data(key), scene)
 
         def in_search(
             params, pixels: Array, decision: Decision, mask: Array, kind: Array, key: Array, used: Array
         ):
             """On a random background, or on the stated colour where ``kind`` is below 0."""
 
-            def stated() -> tuple[Array, Array]:
-                return plain(params, pixels, decision, mask, used)
+            def judge() -> tuple[Array, Array]:
+                image = normalize(pixels.astype(jnp.float32))
+                # Only what lies behind depends on the kind: vmap computes both sides of a cond.
+                behind = jax.lax.cond(
+                    kind >= 0,
+                    lambda: drawn(self.of_search, image, kind, key),
+                    lambda: jnp.broadcast_to(colour, image.shape).astype(image.dtype),
+                )
+                return classify(params, image, mask, behind, decision)
 
-            def drawn() -> tuple[Array, Array]:
-                return on_drawn(self.of_search, params, pixels, decision, mask, kind, key)
+            return where_used(used, judge)
 
-            return jax.lax.cond(used & (kind >= 0), drawn, stated)
+        def unseen(params, pixels: Array, decision: Decision, mask: Array, kind: Array, key: Array):
+            image = normalize(pixels.astype(jnp.float32))
+            behind = drawn(of_certificate, image, kind, key)
+            return classify(params, image, mask, behind, decision)
 
         self._plain = devices.lift(plain)
         self._in_search = devices.lift(in_search)
-        self._on_background = devices.lift(partial(on_drawn, of_certificate), shared=4)
+        self._unseen = devices.lift(unseen, shared=4)
 
     def judge(
         self,
@@ -182,9 +183,7 @@ class Evaluator:
         asked = Decision(*(values[0] for values in _stacked([decision])))
         found = []
         for index in padded.reshape(-1, self.batch_size):
-            found.append(
-                self._on_background(self._params, pixels, asked, mask, kinds[index], keys[index])
-            )
+            found.append(self._unseen(self._params, pixels, asked, mask, kinds[index], keys[index]))
         margins, probabilities = (np.concatenate(some)[:total] for some in zip(*found, strict=True))
         parts = margins.reshape(-1, trials), probabilities.reshape(-1, trials)
         return {
