@@ -8,6 +8,7 @@ another, the compiled program has no collectives), and works on them a chunk at 
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,32 @@ class Devices:
     def split(self, tree: Any) -> Any:
         """The arrays, each device with its share of their first axis."""
         return jax.device_put(tree, NamedSharding(self.mesh, SPLIT))
+
+
+def in_chunks(function: Callable[..., Any], values: Any, chunk: int) -> Any:
+    """``function`` of each of some values: one after another on a CPU, ``chunk`` at a time elsewhere.
+
+    For the many passes of one image's search: what fills a CPU leaves an accelerator idle. Elsewhere
+    than on a CPU the memory it takes grows with ``chunk``, nowhere with the number of values.
+
+    Args:
+        function: of one value; any pytree of arrays to any other.
+        values: pytree of arrays with a common first axis.
+        chunk: at least 1.
+
+    Returns:
+        The results, stacked likewise.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> in_chunks(jnp.sum, jnp.ones((3, 2)), chunk=2).tolist()
+        [2.0, 2.0, 2.0]
+    """
+    return jax.lax.platform_dependent(
+        values,
+        cpu=partial(jax.lax.map, function),
+        default=partial(jax.lax.map, function, batch_size=chunk),
+    )
 
 
 def cores() -> int:

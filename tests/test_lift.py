@@ -5,6 +5,7 @@ What is said here of all devices is tried on two, and in a process of its own on
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from amx_jax import Config, Explainer
-from amx_jax.lift import AXIS, SPLIT, Devices, share_cores
+from amx_jax.lift import AXIS, SPLIT, Devices, in_chunks, share_cores
 from amx_jax.objective.decision import ALL as ALL_OTHERS
 from amx_jax.objective.decision import Decision
 from amx_jax.optimize.loop import Optimizer
@@ -160,6 +161,21 @@ def test_one_mean_over_a_batch_on_many_devices_is_told_from_a_mean_over_each_ima
     batch = devices.split(np.ones((2 * ALL, 5), np.float32))
     assert collectives(jax.jit(lambda batch: batch - batch.mean(0)), batch)
     assert not collectives(jax.jit(jax.vmap(lambda image: image - image.mean())), batch)
+
+
+def test_what_a_cpu_computes_one_by_one_an_accelerator_computes_in_chunks():
+    matrix, vectors = np.eye(3, dtype=np.float32) * 2, np.arange(30, dtype=np.float32).reshape(10, 3)
+    each = jax.jit(lambda matrix, vectors: in_chunks(lambda vector: matrix @ vector, vectors, 4))
+    np.testing.assert_array_equal(each(matrix, vectors), 2 * vectors)
+    traced = each.trace(matrix, vectors)
+
+    def at_a_time(platform):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        operands = re.findall(r"dot_general.*\(tensor<3x3xf32>, tensor<([0-9x]+)xf32>\)", text)
+        return {tuple(map(int, shape.split("x"))) for shape in operands}
+
+    assert at_a_time("cpu") == {(3,)}
+    assert at_a_time("cuda") == at_a_time("tpu") == {(4, 3), (2, 3)}  # 4 + 4 + 2
 
 
 @pytest.fixture(scope="module")

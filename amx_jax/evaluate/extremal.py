@@ -15,6 +15,7 @@ from jax import Array
 
 from amx_jax.classifiers.classifier import Apply, Params
 from amx_jax.evaluate.gradients import score
+from amx_jax.lift import in_chunks
 from amx_jax.objective.decision import Decision
 
 # As published, for inputs of 224 pixels.
@@ -124,7 +125,7 @@ def extremal_masks(
 
         return jax.lax.scan(advance, start, jnp.arange(steps))[0].mask
 
-    return jax.lax.map(search, zeros)
+    return in_chunks(search, zeros, len(areas))
 
 
 class Ascent(NamedTuple):

@@ -1,7 +1,7 @@
 """Attribution by replacing parts of an image and watching the classifier: occlusion and RISE.
 
-Perturbed images are evaluated one after the other, so that memory does not grow with their number;
-several photos at once are a ``jax.vmap`` of these functions.
+Perturbed images are classified a few at a time, so that memory does not grow with their number; several
+photos at once are a ``jax.vmap`` of these functions.
 """
 
 import jax
@@ -11,8 +11,11 @@ from jax import Array
 from amx_jax.classifiers.classifier import Apply, Params
 from amx_jax.errors import ConfigError
 from amx_jax.evaluate.gradients import score
+from amx_jax.lift import in_chunks
 from amx_jax.masks.composition import compose, resize
 from amx_jax.objective.decision import Decision, log_odds
+
+CHUNK = 16  # perturbed images that an accelerator classifies at a time
 
 
 def occlusion(
@@ -60,18 +63,25 @@ def occlusion(
     whole = score(apply(params, image)[0], decision)
     row, column = jnp.indices(shape)
 
-    def add(total: tuple[Array, Array], corner: Array) -> tuple[tuple[Array, Array], None]:
+    def inside(corner: Array) -> Array:
         top, left = corner
-        inside = (row >= top) & (row < top + window) & (column >= left) & (column < left + window)
-        covered = inside.astype(image.dtype)
-        drop = whole - score(apply(params, compose(image, 1 - covered, baseline))[0], decision)
+        covered = (row >= top) & (row < top + window) & (column >= left) & (column < left + window)
+        return covered.astype(image.dtype)
+
+    def drop(corner: Array) -> Array:
+        seen = compose(image, 1 - inside(corner), baseline)
+        return whole - score(apply(params, seen)[0], decision)
+
+    def add(total: tuple[Array, Array], of: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        corner, drop = of
         drops, windows = total
-        return (drops + drop * covered, windows + covered), None
+        return (drops + drop * inside(corner), windows + inside(corner)), None
 
     counts = [-(-(side - window) // stride) + 1 for side in shape]
     corners = stride * jnp.indices(counts).reshape(2, -1).T
     nothing = jnp.zeros(shape, image.dtype)
-    (drops, windows), _ = jax.lax.scan(add, (nothing, nothing), corners)
+    each = in_chunks(drop, corners, CHUNK)
+    (drops, windows), _ = jax.lax.scan(add, (nothing, nothing), (corners, each))
     return (drops / windows).astype(jnp.float32)
 
 
@@ -119,13 +129,22 @@ def rise(
     """
     height, width, _ = image.shape
 
-    def add(total: Array, index: Array) -> tuple[Array, None]:
-        mask = _rise_mask(jax.random.fold_in(key, index), cells, keep, (height, width))
-        mask = mask.astype(image.dtype)
-        logits, _ = apply(params, compose(image, mask, baseline))
-        return total + jax.nn.sigmoid(log_odds(logits, decision)) * mask, None
+    def mask(index: Array) -> Array:
+        drawn = _rise_mask(jax.random.fold_in(key, index), cells, keep, (height, width))
+        return drawn.astype(image.dtype)
 
-    total, _ = jax.lax.scan(add, jnp.zeros((height, width), image.dtype), jnp.arange(masks))
+    def probability(index: Array) -> Array:
+        logits, _ = apply(params, compose(image, mask(index), baseline))
+        return jax.nn.sigmoid(log_odds(logits, decision))
+
+    def add(total: Array, of: tuple[Array, Array]) -> tuple[Array, None]:
+        index, probability = of
+        return total + probability * mask(index), None
+
+    indices = jnp.arange(masks)
+    each = in_chunks(probability, indices, CHUNK)
+    # The masks again: drawing one costs next to nothing, keeping all does.
+    total, _ = jax.lax.scan(add, jnp.zeros((height, width), image.dtype), (indices, each))
     return (total / (keep * masks)).astype(jnp.float32)
 
 
