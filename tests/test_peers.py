@@ -477,8 +477,11 @@ def test_the_area_losss_gradient_is_that_of_sorted_pixels_equal_ones_in_their_or
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_the_ascent_is_the_one_of_torchs_optimiser(tiny, twin, image, mirror):
-    """From a random grid: from one of ones, the order of tied pixels would be anyone's."""
-    step, sigma, steps, zeros = 4, 8, 12, 1300
+    """From a random grid: from one of ones, the order of tied pixels would be anyone's.
+
+    So would be the side of the area's edge on which a pixel falls that lies on it, as with 1300 zeros.
+    """
+    step, sigma, steps, zeros = 4, 8, 12, 1250
     start = np.random.default_rng(0).uniform(size=(8, 8)).astype(np.float32)
     levels = pyramid(image, BASELINE)
     pixels = tensor(levels).permute(0, 3, 1, 2)
@@ -510,9 +513,8 @@ def test_the_ascent_is_the_one_of_torchs_optimiser(tiny, twin, image, mirror):
     for time in range(steps):
         state = advance(state, time)
     assert np.abs(state.grid - start).max() > 0.1
-    # Rounding decides on which side of the area the pixel at its edge falls, which is worth 1e-4.
-    assert_close(state.grid, grid.detach(), 3e-4)
-    assert_close(state.mask, mask.detach(), 3e-4)
+    assert_close(state.grid, grid.detach(), 1e-4)
+    assert_close(state.mask, mask.detach(), 1e-4)
 
 
 @pytest.fixture(scope="module")

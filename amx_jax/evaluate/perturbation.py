@@ -73,9 +73,9 @@ def occlusion(
         return whole - score(apply(params, seen)[0], decision)
 
     def add(total: tuple[Array, Array], of: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        corner, drop = of
+        corner, lost = of
         drops, windows = total
-        return (drops + drop * inside(corner), windows + inside(corner)), None
+        return (drops + lost * inside(corner), windows + inside(corner)), None
 
     counts = [-(-(side - window) // stride) + 1 for side in shape]
     corners = stride * jnp.indices(counts).reshape(2, -1).T
@@ -138,8 +138,8 @@ def rise(
         return jax.nn.sigmoid(log_odds(logits, decision))
 
     def add(total: Array, of: tuple[Array, Array]) -> tuple[Array, None]:
-        index, probability = of
-        return total + probability * mask(index), None
+        index, weight = of
+        return total + weight * mask(index), None
 
     indices = jnp.arange(masks)
     each = in_chunks(probability, indices, CHUNK)

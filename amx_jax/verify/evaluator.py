@@ -4,6 +4,7 @@ One shape means one compilation, and the same bits for a mask whatever else is i
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,10 +57,18 @@ class Evaluator:
             jnp.asarray(normalize(some.astype(np.float32))) for some in (others[::2], others[1::2])
         )
 
-        def classify(params: Any, image: Array, mask: Array, behind: Array, decision: Decision):
+        def classify(
+            params: Any,
+            pixels: Array,
+            decision: Decision,
+            mask: Array,
+            behind: Callable[[Array], Array],
+        ):
+            image = normalize(pixels.astype(jnp.float32))
+            seen = compose(image, mask, behind(image))
             # An accelerator's default would round to bfloat16 or TF32.
             with jax.default_matmul_precision("highest"):
-                logits, _ = classifier.apply(params, compose(image, mask, behind))
+                logits, _ = classifier.apply(params, seen)
             return (
                 margin(logits, decision),
                 probability(classifier.head, logits, decision.target),
@@ -68,38 +77,30 @@ class Evaluator:
         def where_used(used: Array, judge: Callable[[], tuple[Array, Array]]):
             return jax.lax.cond(used, judge, lambda: (jnp.zeros(()), jnp.zeros(())))
 
-        def plain(params, pixels: Array, decision: Decision, mask: Array, used: Array):
-            def judge() -> tuple[Array, Array]:
-                image = normalize(pixels.astype(jnp.float32))
-                return classify(params, image, mask, colour, decision)
+        def stated(image: Array) -> Array:
+            return jnp.broadcast_to(colour, image.shape).astype(image.dtype)
 
-            return where_used(used, judge)
-
-        def drawn(others: Array, image: Array, kind: Array, key: Array) -> Array:
+        def drawn(others: Array, kind: Array, key: Array, image: Array) -> Array:
             scene = Scene(image, low, high, others)
             return draw(self.kinds, kind, jax.random.wrap_key_data(key), scene)
+
+        def plain(params, pixels: Array, decision: Decision, mask: Array, used: Array):
+            return where_used(used, lambda: classify(params, pixels, decision, mask, stated))
 
         def in_search(
             params, pixels: Array, decision: Decision, mask: Array, kind: Array, key: Array, used: Array
         ):
             """On a random background, or on the stated colour where ``kind`` is below 0."""
 
-            def judge() -> tuple[Array, Array]:
-                image = normalize(pixels.astype(jnp.float32))
-                # Only what lies behind depends on the kind: vmap computes both sides of a cond.
-                behind = jax.lax.cond(
-                    kind >= 0,
-                    lambda: drawn(self.of_search, image, kind, key),
-                    lambda: jnp.broadcast_to(colour, image.shape).astype(image.dtype),
-                )
-                return classify(params, image, mask, behind, decision)
+            def behind(image: Array) -> Array:
+                # Only this depends on the kind: vmap computes both sides of a cond.
+                return jax.lax.cond(kind >= 0, partial(drawn, self.of_search, kind, key), stated, image)
 
-            return where_used(used, judge)
+            return where_used(used, lambda: classify(params, pixels, decision, mask, behind))
 
         def unseen(params, pixels: Array, decision: Decision, mask: Array, kind: Array, key: Array):
-            image = normalize(pixels.astype(jnp.float32))
-            behind = drawn(of_certificate, image, kind, key)
-            return classify(params, image, mask, behind, decision)
+            behind = partial(drawn, of_certificate, kind, key)
+            return classify(params, pixels, decision, mask, behind)
 
         self._plain = devices.lift(plain)
         self._in_search = devices.lift(in_search)
