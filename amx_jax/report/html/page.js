@@ -567,6 +567,7 @@
   });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   dialog.addEventListener("close", () => {
+    if (dialog.open) return; // this event comes late: another photo has been opened since
     const card = gallery.querySelector(`[data-card="${opened.index}"] .open`);
     opened = null;
     pictures = [];
