@@ -144,7 +144,7 @@ class Explainer:
         config = self.config
         if config.method == "amx":
             self._optimizer = Optimizer(
-                self.classifier, searched(config), self._devices, self._evaluator.of_search
+                self.classifier, config, self._devices, self._evaluator.of_search
             )
             methods = [start_of(self.classifier)] if config.notion != "plain" else []
         else:
@@ -703,17 +703,6 @@ def _region(number: int, region: np.ndarray | None, shape: tuple[int, ...]) -> n
         found = "an empty one" if empty else f"{region.dtype} {region.shape}"
         raise ImageError(f"image {number}: found as its region {found}, expected some of bool {shape}")
     return region
-
-
-def searched(config: Config) -> Config:
-    """The configuration of the optimiser: of a robust or worst mask, with the robustness term.
-
-    The budget then settles where a share 1 − δ of the steps hold.
-    """
-    if config.notion == "plain" or config.objective.robustness:
-        return config
-    objective = dataclasses.replace(config.objective, robustness=1.0)
-    return dataclasses.replace(config, objective=objective)
 
 
 def start_of(classifier: Classifier) -> str:

@@ -33,7 +33,6 @@ from amx_jax.data.photos import read_photo
 from amx_jax.data.results import check_output, write_json
 from amx_jax.evaluate.compare import Failure, compare, configured, record_of
 from amx_jax.evaluate.summary import MethodSummary, summarise
-from amx_jax.explainer import searched
 from amx_jax.explanation import Unexplained
 from amx_jax.lift import share_cores
 from amx_jax.objective.decision import MARGIN
@@ -41,8 +40,6 @@ from benchmarks.programs import device_name, first_photos
 
 DEFAULT, WHOLE = "default", "full image"
 PRUNED = tuple(f"{name}+prune" for name in ("gradcam", "rise", "occlusion", "centre", "random"))
-# Of the robustness term: it must be computed, as it says whether a step holds, but does not pull.
-NO_PULL = 1e-9
 # The area's weight before its multiplier, and how fast that moves: of (2, 0.05), (2, 0.3) and these the
 # smallest masks before pruning on four photos.
 DUAL_AREA, DUAL = 5.0, 0.1
@@ -104,8 +101,6 @@ def variants(config: Config, stages: Sequence[str]) -> dict[str, Config]:
             rows[f"no {name.replace('_', ' ')}"] = replace(
                 config, objective=replace(terms, **{name: 0.0})
             )
-    if searched(config).objective.robustness and not terms.robustness:
-        rows["no robustness"] = replace(config, objective=replace(terms, robustness=NO_PULL))
     rows["pixel logits"] = replace(config, generator="grid")
     rows["no free logits"] = replace(config, free_gain=0.0)
     if len(stages) > 1:

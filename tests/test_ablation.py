@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amx_jax import Config, Weights, preset
+from amx_jax import Config, preset
 from benchmarks import ablation
-from benchmarks.ablation import DEFAULT, NO_PULL, WHOLE, Options, picked, run, variants, verdict
+from benchmarks.ablation import DEFAULT, WHOLE, Options, picked, run, variants, verdict
 
 ROWS = [
     "default",
@@ -141,11 +141,9 @@ def test_each_row_changes_what_its_name_says_and_nothing_else():
     assert "first stage" not in variants(config, STAGES[:1])
 
 
-def test_a_robust_ablation_has_a_row_whose_robustness_term_does_not_pull():
-    robust = Config(notion="robust")
-    rows = variants(robust, STAGES)
-    assert set(rows) == {*ROWS, "no robustness"}
-    assert rows["no robustness"] == replace(robust, objective=Weights(robustness=NO_PULL))
+def test_a_robust_ablation_has_the_same_rows():
+    rows = variants(Config(notion="robust"), STAGES)
+    assert set(rows) == set(ROWS)
     assert {row.notion for row in rows.values()} == {"robust"}
 
 

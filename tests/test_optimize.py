@@ -259,7 +259,7 @@ def test_the_multiplier_rises_while_the_mask_holds_and_falls_while_it_breaks(tin
 
 
 def test_a_robust_multiplier_falls_by_as_much_as_nine_rises(tiny, images, targets):
-    robust = replace(DUAL, notion="robust", objective=replace(DUAL.objective, robustness=1.0))
+    robust = replace(DUAL, notion="robust")
     visited = by_hand(tiny, robust, images[4], targets[4], KEYS[4], budget=1.0)
     inside = [v for v in visited if float(v.after.budget) > 1.01e-3]  # the others were held back
     factors = {round(float(v.after.budget / v.before.budget), 3) for v in inside}
@@ -300,7 +300,7 @@ def test_what_is_kept_of_annealed_masks_is_the_smallest_that_is_sufficient_as_a_
     assert float(kept.area) == smallest.mean() < 0.4
 
 
-ROBUST = {"notion": "robust", "objective": replace(WEIGHTS, robustness=1.0)}
+TERM = {"objective": replace(WEIGHTS, robustness=1.0)}
 
 
 @pytest.mark.parametrize(
@@ -308,12 +308,14 @@ ROBUST = {"notion": "robust", "objective": replace(WEIGHTS, robustness=1.0)}
     [
         (CONFIG, 0, 1),
         (ANNEALED, 1, 1),
-        (replace(CONFIG, **ROBUST), 0, 2),
-        (replace(ANNEALED, **ROBUST), 2, 2),
+        (replace(CONFIG, notion="robust"), 0, 1),
+        (replace(ANNEALED, notion="robust"), 1, 1),
+        (replace(CONFIG, **TERM), 0, 2),
+        (replace(ANNEALED, **TERM), 2, 1),
     ],
-    ids=["default", "annealed", "robust", "robust and annealed"],
+    ids=["default", "annealed", "robust", "robust and annealed", "term", "term and annealed"],
 )
-def test_the_hard_mask_costs_an_annealed_step_a_forward_pass_a_background(
+def test_the_hard_mask_costs_an_annealed_step_a_forward_pass(
     tiny, images, targets, config, blends, hard
 ):
     """Of a white image on black: what the classifier sees is the mask."""
@@ -334,6 +336,25 @@ def test_the_hard_mask_costs_an_annealed_step_a_forward_pass_a_background(
     jax.effects_barrier()
     crisp = [bool(np.isin(shown, (0, 1)).all()) for shown in seen]
     assert (crisp.count(False), crisp.count(True)) == (blends, hard)
+
+
+def test_a_robust_mask_is_explained_on_the_steps_own_background(tiny, images, targets):
+    """Of one colour alone: then it is the step of the plain notion on that colour."""
+    _, low, high = LIMITS
+    generator = make_generator(CONFIG, channels=3)
+    reference = Reference(images[1], targets[1], *tiny.apply(tiny.params, images[1]))
+
+    def after(config, background):
+        problem = one.pose(config, generator, reference, KEYS[0])
+        state = one.init(config, generator, KEYS[1])
+        limits, classify = (background, low, high), lambda image: tiny.apply(tiny.params, image)
+        return one.step(config, generator, classify, limits, problem, state)
+
+    robust = after(replace(CONFIG, notion="robust", kinds=("black",)), high)
+    plain, other = after(CONFIG, low), after(CONFIG, high)
+    moved = [np.asarray(state.optimizer[0].mu["free"]) for state in (robust, plain, other)]
+    np.testing.assert_array_equal(moved[0], moved[1])
+    assert not np.allclose(moved[1], moved[2])
 
 
 # --- the descent ----------------------------------------------------------------------------------
@@ -587,10 +608,16 @@ def test_another_seed_or_name_searches_elsewhere(tiny, photos):
         assert not np.array_equal(first.logits, other.logits)
 
 
-def test_random_backgrounds_differ_from_step_to_step_and_come_of_the_images_key(tiny, images, targets):
+@pytest.mark.parametrize(
+    ("notion", "term"), [("plain", "robustness"), ("robust", "cross_entropy")], ids=["term", "notion"]
+)
+def test_random_backgrounds_differ_from_step_to_step_and_come_of_the_images_key(
+    tiny, images, targets, notion, term
+):
     """Of a step of learning rate (almost) zero everything else stays the same."""
-    only = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {"robustness": 1.0})
-    config = replace(CONFIG, objective=only, learning_rate=1e-30, shrink=1.0, grow=1.0)
+    only = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {term: 1.0})
+    still = {"learning_rate": 1e-30, "shrink": 1.0, "grow": 1.0}
+    config = replace(CONFIG, notion=notion, objective=only, **still)
 
     def gradients(key):
         visited = by_hand(tiny, config, images[1], targets[1], key, budget=0.5, steps=6)

@@ -329,7 +329,6 @@ def record_of(
 def _passes(found: Explanation) -> int:
     """Through the classifier, forward 1, forward and back 2, of optimising and pruning."""
     config = found.config
-    seen = config.notion != "plain" or config.objective.robustness > 0
-    terms = 1 + seen + (config.objective.necessity > 0)
-    judged = (1 + seen) if config.hardening == "annealed" else 0  # the hard masks of soft ones
+    terms = 1 + (config.objective.robustness > 0) + (config.objective.necessity > 0)
+    judged = config.hardening == "annealed"  # the hard masks of soft ones
     return (2 * terms + judged) * found.steps + found.calls
